@@ -111,6 +111,7 @@ def test_a_prompt_and_a_picture_become_a_video(
     assert "sampling.shift 5.0, not 3.0" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

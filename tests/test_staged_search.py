@@ -131,6 +131,7 @@ def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monk
     assert "at most 10 forwards, 2.5 times one run of 4 steps (4)" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -25,6 +25,7 @@ def commanded(*arguments: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_the_whole_path_from_the_command_line(
     tmp_path, calls, capsys, refused, monkeypatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_model_without_its_vae_is_refused_at_once(release, bench_folder, tmp_p
         wan.check_vae(config, TINY)  # a folder that jcos wrote, whose weights have none
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tokens, and of a LoRA without alpha
 def test_loras_are_merged_and_decide_the_run(
     release,

@@ -107,6 +107,7 @@ def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> N
     assert "no video that can be read" in again.errors[bench.names[0]]
 
 
+@pytest.mark.slow
 def test_baselines_follow_the_samples_and_the_codec_of_the_benchmark(
     bench_folder, tmp_path, monkeypatch
 ) -> None:

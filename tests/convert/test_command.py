@@ -26,6 +26,7 @@ def ended(capsys, *arguments: Path | str) -> str:
     return line.removeprefix(start)
 
 
+@pytest.mark.slow
 def test_a_folder_is_converted_and_reported(tmp_path, capsys):
     release, lora, out = tmp_path / "release", tmp_path / "lora.safetensors", tmp_path / "out"
     shutil.copytree(I2V, release)

@@ -81,6 +81,7 @@ def refused(file: Path, **options) -> str:
 # ---- equal to PyTorch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "scale", "key"),
     [

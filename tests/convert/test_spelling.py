@@ -52,6 +52,7 @@ SUFFIXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_every_spelling_of_every_module(prefix):
     assert len(MODULES) > 20

@@ -222,6 +222,7 @@ def test_in_a_folder_that_is_there_the_manifest_comes_last(
         done(Coin(), Path())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(
     done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

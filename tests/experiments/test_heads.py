@@ -1,9 +1,12 @@
 """Heads: random sets for the control, and the whole experiment on a random model."""
 
 import numpy as np
+import pytest
 
 from jcos.experiments.heads import Heads, like
 from jcos.wan import Wan
+
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
 SMALL = Heads(puzzles=2, pairs=1, windows=2, members=2, controls=2)
 CELLS = {

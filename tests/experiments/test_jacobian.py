@@ -1,10 +1,13 @@
 """The experiment of the Jacobian: one right answer leaves the ideal denoiser nothing to move."""
 
 import numpy as np
+import pytest
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.jacobian import Jacobian
 from jcos.lab.results import IDEAL, MODEL
+
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
 SMALL = Jacobian(puzzles=3, directions=2, sampling=Settings(steps=3))
 

@@ -47,6 +47,7 @@ def test_puzzles_of_several_tasks_are_one_set(small_model: Wan) -> None:
         Samples.of_tasks(small_model, ("rotation",), 1, several=True)
 
 
+@pytest.mark.slow
 def test_baselines_are_of_each_puzzle_by_its_task(small_model: Wan) -> None:
     chance, still = baselines(held_out(TASKS["rotation"], 20), np.random.default_rng(0))
     assert not still.solved.any()

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.signs import (
@@ -16,6 +17,8 @@ from jcos.experiments.signs import (
 )
 from jcos.lab.judges import STANDARD
 from jcos.lab.measures import Mass, area
+
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
 SMALL = Signs(tasks=("maze",), puzzles=6, seeds=(0, 1, 2), sampling=Settings(steps=2))
 

@@ -20,6 +20,7 @@ def run(folder: Path, experiment: Store, model: Wan) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_files_lie_beside_the_results_also_of_a_killed_run(
     small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_score_judges_what_is_decoded(small_model: Wan) -> None:
     np.testing.assert_allclose(scores, [[1, 0]] * 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
     runs = one_world(conditions_of(small_model, held_out(MAZE, 3)))
     before, calls = compilations(), []

@@ -44,6 +44,7 @@ def folder(small_model, conditions, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_what_a_probe_observes(folder, small_model, conditions) -> None:
     for puzzle in (0, 2):
         condition = jax.tree.map(lambda a, p=puzzle: a[p], conditions)
@@ -89,6 +90,7 @@ def test_a_killed_call_resumes_and_another_run_is_refused(
         stored(folder, small_model, conditions, layers=[0])
 
 
+@pytest.mark.slow
 def test_batches_are_rows_of_the_files_each_once(folder) -> None:
     rows = activations.load(folder, layer=1).values.reshape(-1, 32)
     drawn = activations.batches(folder, 12, layer=1)

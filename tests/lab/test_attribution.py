@@ -62,6 +62,7 @@ def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, monkeypatc
     assert np.abs(step[0] - run[0]).max() > 0.1 * np.abs(run[0]).max()
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own_noise_and_a_fraction_is_of_the_run(small_model: Wan) -> None:
     """One seed needs no list."""
     given, cells = condition(small_model), [("block", 0.5, 1.0)]

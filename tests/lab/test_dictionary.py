@@ -61,6 +61,7 @@ def test_a_direction_is_what_one_unit_of_a_feature_adds(learned) -> None:
     np.testing.assert_allclose(more, jnp.broadcast_to(found.direction(5), x.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_principal_components_explain_all_of_a_plane() -> None:
     rng = np.random.default_rng(1)
     x = (rng.standard_normal((200, 2)) @ rng.standard_normal((2, 8)) + 1).astype(np.float32)
@@ -71,6 +72,7 @@ def test_principal_components_explain_all_of_a_plane() -> None:
     assert left == pytest.approx(values[1] / values.sum(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_least_squares_leaves_no_more_than_the_codes_themselves() -> None:
     x = np.random.default_rng(2).standard_normal((50, 16)).astype(np.float32)
     any_one = random(x, 64, 4)
@@ -81,6 +83,7 @@ def test_least_squares_leaves_no_more_than_the_codes_themselves() -> None:
     assert (least <= error + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_more_than_half_of_the_features_may_be_active() -> None:
     x = np.random.default_rng(3).standard_normal((20, 6)).astype(np.float32)
     found, log = fit(itertools.repeat(x), 5, 4, steps=2)

@@ -59,6 +59,7 @@ def test_a_prior_weighs_and_leaves_out() -> None:
     np.testing.assert_allclose(padded[::2], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "unipc", "cps", "sde", "dance", "cpws", "renoise"])
 def test_its_own_run_ends_on_an_answer_and_all_are_equally_likely(solver: str) -> None:
     """The flow of the ideal denoiser carries noise to the answers, in equal shares."""

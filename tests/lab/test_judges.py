@@ -63,6 +63,7 @@ def test_pure_colours_are_decided_and_blends_are_not(small_model: Wan, routes) -
     assert float(palette_distance(colours)[-1]) == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_answers_that_are_held_at_once_are_entropy(small_model: Wan, routes) -> None:
     still = jnp.broadcast_to(routes[0][:1], routes[0].shape)
     judge = Entropy(jnp.stack(routes)[None], still[None])
@@ -90,6 +91,7 @@ def test_the_scorer_knows_the_answer_and_frames_are_judged_on_the_host(
     assert Frames(lambda video: float(video.mean()))(at).tolist() == [[7, 7, 7]]
 
 
+@pytest.mark.slow
 def test_signs_of_any_run(small_model: Wan, routes) -> None:
     a, b = routes
     at = estimates(small_model, [a, a, b], before=[a, b, b])

@@ -29,6 +29,7 @@ def condition(model: Wan, i: int = 3) -> jcos.Condition:
     return model.condition(TASK.first_frame(puzzle), puzzle.prompt, TASK.frames)
 
 
+@pytest.mark.slow
 def test_the_last_blocks_lens_is_the_runs_own_estimate(small_model: Wan) -> None:
     """Also its two known frames. Estimates are kept for some layers, or reduced on the device."""
     known = jax.random.normal(jax.random.key(0), (2, 10, 10, 12))
@@ -111,6 +112,7 @@ def test_bad_input_is_refused(small_model: Wan) -> None:
         fit_lens(two, condition(small_model))
 
 
+@pytest.mark.slow
 def test_a_reading_of_a14b_costs_little() -> None:
     """FLOPs and bytes of two blocks at 832 × 480 × 81, as the compiler counts them: at most 1.1
     times a plain step's. A reading is 8.4 MB."""

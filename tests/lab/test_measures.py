@@ -31,6 +31,7 @@ def gaussian(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+@pytest.mark.slow
 def test_cka_is_its_definition_by_gram_matrices():
     """So it is symmetric, one up to rotation, scale and shift, and near zero where nothing is
     shared."""
@@ -48,6 +49,7 @@ def test_cka_is_its_definition_by_gram_matrices():
 STILL, ANSWERS = gaussian(0, 2, 3, 3, 4), gaussian(1, 3, 2, 3, 3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weights", [(1, 0, 0), (0.5, 0.5, 0), (0.2, 0.3, 0.5), (0.4, 0, 0), (0, 0, 0)]
 )
@@ -157,6 +159,7 @@ def test_the_interval_of_bounded_scores_covers_their_mean(kind, n):
         assert covered.mean() >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / draws), p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [12, 32, 512])
 def test_the_interval_of_paired_differences_covers_their_mean(n):
     rng, draws = np.random.default_rng(n), 1000
@@ -310,6 +313,7 @@ def test_hsic_is_its_definition_also_without_each_frame():
     np.testing.assert_allclose(found, want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dissimilarity_knows_nothing_and_everything():
     rng = np.random.default_rng(1)
     x, (rotation, _) = rng.normal(size=(40, 32)), np.linalg.qr(rng.normal(size=(32, 32)))

@@ -102,6 +102,7 @@ def test_who_is_chosen_and_what_it_costs(model, condition, method, scores, seed,
     close(result.latents, generate(model, condition, (seed,)).latents[0])
 
 
+@pytest.mark.slow
 def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
     rows = (
         Row(step=0, judge="listed", keep=2, copies=4, copy="mutate", strength=0.5),
@@ -121,6 +122,7 @@ def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
     assert [g.x0.shape[1] for g in result.tree if g.x0 is not None] == [3, 4, 3]
 
 
+@pytest.mark.slow
 def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> None:
     """The first copy runs as if it were alone; what a mutant has gained is σ · strength · ε."""
     row = Row(step=1, judge="listed", keep=1, copies=2, copy="mutate", strength=1.0)
@@ -304,6 +306,7 @@ def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(condition) -> None:
 # ---- restarts
 
 
+@pytest.mark.slow
 def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
     dit = dataclasses.replace(CONFIG.dit, in_channels=12)
     pinned = randomised(dataclasses.replace(CONFIG, dit=dit, image="pin"))
@@ -320,6 +323,7 @@ def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
     assert result.tree[1].seeds.tolist() == [[3, 4, 5]]
 
 
+@pytest.mark.slow
 def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, condition) -> None:
     """The best run's frames are in every estimate; the same condition as of the clip."""
     scores = [0.0, 1.0, 0.5], [0.0, 1.0, 0.5]
@@ -339,6 +343,7 @@ def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, co
     np.testing.assert_array_equal(one.channels, model.condition(clip[0], "left", FRAMES).channels)
 
 
+@pytest.mark.slow
 def test_clips_are_chained_by_their_last_frames(model, condition) -> None:
     method = chain_clips(2, "listed", at=0.25)
     result, _ = listed(model, condition, method, [0.0, 1.0], [0.0], [1.0, 0.0])
@@ -363,6 +368,7 @@ STOPPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", STOPPED)
 def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) -> None:
     whole = run(model, condition, method)

@@ -38,6 +38,7 @@ RECIPE = Recipe(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 20, 229, 400])
 @pytest.mark.parametrize("constant", [0.0, 0.65625, 1.0])
 def test_the_learning_rate_does_not_jump(steps: int, constant: float) -> None:
@@ -123,6 +124,7 @@ def seen(monkeypatch) -> list[Puzzle]:
     return puzzles
 
 
+@pytest.mark.slow
 def test_videos_are_right_answers_to_their_prompts_and_none_is_held_out(config, seen):
     recipe = Recipe(small=16, large=4, null_text=0.5)
     given = [batch for step in range(12) for batch in batches(recipe, config, step)]

@@ -104,6 +104,7 @@ def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch):
         assert largest(*many) <= limit, many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0, None, None, None), (None, 0, 1, None), (None, 0, None, 0)])
 def test_what_one_array_is_mapped_over_all_are(axes):
     """As jax's rule for mapping its cuDNN call expects: along their first dimension."""
@@ -146,6 +147,7 @@ def test_what_the_fastest_kernel_cannot_do_falls_back_and_warns_why(platform, be
     assert choose(other._replace(queries=64, keys=64)) == ("xla", None)
 
 
+@pytest.mark.slow
 def test_an_override_that_cannot_be_met_is_said_once(caplog):
     module._warn.cache_clear()
     q, k, v = inputs(8, 8)

@@ -151,6 +151,7 @@ def test_a_block_of_true_width_equals_the_original_dit(golden):
     assert rms(found - want) <= 2e-6 * rms(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("dit/rope_hd*")), ids=lambda p: p.stem)
 def test_rotary_positions_equal_the_original_dit(golden, file):
     arrays = golden(f"dit/{file.stem}")
@@ -211,6 +212,7 @@ def test_bfloat16_stays_near_float32(golden, name, numerics, residual, bound):
     assert 1e-4 < rms(velocity - exact) / rms(exact) <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "roundings"), [("float32", 1), ("bfloat16", 2)])
 def test_a_linear_layer_for_a_gpu_rounds_at_most_once_more(monkeypatch, dtype, roundings):
     """There the bias is left to cuBLAS, which adds it before it rounds; XLA's own code does not."""

@@ -31,6 +31,7 @@ def test_rms_norm_rounds_before_the_weight_is_applied():
     np.testing.assert_array_equal(norm(x), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 48, 256])
 def test_time_features_are_exact_between_whole_timesteps_too(dim):
     """Angles reach 1000 radians: a float32 angle alone would be wrong by 3e-5."""

@@ -99,6 +99,7 @@ def test_buckets_of_distances_equal_the_original_text(golden):
     np.testing.assert_array_equal(far, [15, 31])
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_to_float32_as_the_originals(golden):
     """Not bit by bit: where sums are rounded depends on the library."""
     for name in ("umt5_L24", "umt5_L200", "loop_text"):
@@ -286,6 +287,7 @@ def test_tokens_equal_those_of_transformers(tokenizer, tokenizer_file, prompt):
 # ---- rows of a prompt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompt", "tokens"), [(" a red   ball", 4), ("", 1)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_of_a_prompt_end_in_zeros(tokenizer, prompt, tokens, dtype):
@@ -418,6 +420,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "says"), REFUSED)
 def test_what_cannot_be_read_is_refused(tokenizer, tmp_path, call, says):
     with pytest.raises(ValueError, match=says) as error:

@@ -17,6 +17,7 @@ from tests.models import abstract_vae, original_codec, original_vae, relative
 # ---- the pixel codec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_pixels_of_all_levels_come_back_each_from_its_cell(stride):
     """One pixel changes one cell of one frame, in the channels row, column, colour."""

@@ -67,6 +67,7 @@ def cells(view: dict[str, Any]) -> np.ndarray:
     return found[: rows * frames].reshape(rows, frames, height, width, 3)
 
 
+@pytest.mark.slow
 def test_a_sample_is_shown_as_its_model_decodes_it(small_model: jcos.Wan, tmp_path: Path) -> None:
     task = jcos.tasks.get("maze")
     puzzles = [

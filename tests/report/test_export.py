@@ -57,6 +57,7 @@ def test_films_and_the_plane_are_files(tmp_path: Path) -> None:
         assert picture.size == (folders.FRAMES * cell, (folders.STEPS + 1) * cell)
 
 
+@pytest.mark.slow
 def test_every_chart_is_written(tmp_path: Path) -> None:
     data = folders.experiment_folder(tmp_path / "run")
     charts = read(tmp_path / "run").charts

@@ -163,6 +163,7 @@ WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "f", "words", "guided"),
     [*((*row, False) for row in WRONG), (*WRONG[0], True), (*WRONG[-1], True)],

@@ -77,6 +77,7 @@ def test_fractions_are_places_of_the_run() -> None:
     assert Patch.of("block", stored, [0], from_step=0.5).source.tolist() == half * STEPS
 
 
+@pytest.mark.slow
 def test_a_sweep_of_all_heads_and_steps_is_one_program(model: Wan, condition) -> None:
     """Removed at the last step, a head leaves all earlier estimates as they are."""
     probes = [KnockOut.at(CONFIG, "heads", [pair], at_steps=[STEPS - 1]) for pair in EVERY_HEAD]

@@ -136,6 +136,7 @@ def test_noises_of_a_chain_are_independent() -> None:
     np.testing.assert_allclose(alone, by_hand, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_single_noise_is_drawn_of_seed_and_step_alone(model, condition) -> None:
     """What the key of the step gives, in a chain too."""
     probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States())

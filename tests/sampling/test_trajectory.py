@@ -152,6 +152,7 @@ def test_ensemble_makes_seeds_equal_at_the_masked_layer(model, condition) -> Non
     close(features[0, 1, 1], plain[:, 1, 1].mean(0))
 
 
+@pytest.mark.slow
 def test_ensemble_of_one_branch_leaves_the_other(model, condition) -> None:
     sampling = Sampling(steps=STEPS, shift=3.0, guidance=(3.0,))
     both = SeedEnsemble.window(STEPS, LAYERS)
@@ -234,6 +235,7 @@ def test_what_is_of_two_programs_is_not_stacked(model: Wan) -> None:
             trajectory.tree_stack(probes)
 
 
+@pytest.mark.slow
 def test_first_frame_stays_in_place() -> None:
     """TI2V: the given latent frame is never noised, whatever a probe does."""
     config = dataclasses.replace(DIT, in_channels=12)

@@ -56,6 +56,7 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     assert (docs / "findings" / "steps_2-solved.svg").read_bytes() == b"picture"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

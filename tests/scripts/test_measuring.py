@@ -58,6 +58,7 @@ def test_samplers_and_steering_are_measured(tmp_path: Path) -> None:
         assert len(json.loads((tmp_path / name / "table.json").read_text())["rows"]) == lines
 
 
+@pytest.mark.slow
 def test_what_there_was_no_time_for_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     rows = importlib.import_module("bench_gpu").collect(tiny=True, minutes=0)

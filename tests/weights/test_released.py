@@ -76,6 +76,7 @@ def rewrite(file: Path, change) -> None:
 # ---- what is right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [I2V, TI2V, T2V], ids=lambda p: p.name)
 def test_every_leaf_equals_the_tensors_of_the_release(folder):
     assert_equal(loaded(folder), expected(folder))

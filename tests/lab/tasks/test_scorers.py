@@ -63,6 +63,7 @@ SPOILT = {
 } | {f"jump cut, frame {when}": cut(when) for when in range(1, 5)}
 
 
+@pytest.mark.slow
 def test_right_answers_score_one_and_are_videos_of_their_own(task, puzzles, rng):
     """With one first frame, as wrong ones; the reference is one of them."""
     for puzzle in puzzles:
@@ -88,6 +89,7 @@ def test_the_still_picture_scores_zero(task, puzzles, rng):
         assert task.judge(puzzle, still).raw <= NOTHING  # so that little has to be subtracted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SPOILT)
 def test_no_score_without_the_way(task, puzzles, rng, how):
     for puzzle in puzzles:
@@ -126,6 +128,7 @@ def test_no_score_for_two_answers_at_once(task, puzzles, rng):
                 assert task.score(puzzle, beside).score <= NOTHING
 
 
+@pytest.mark.slow
 def test_a_colour_cast_noise_and_a_lost_pixel_are_forgiven(task, puzzles, rng):
     noisy = []
     for puzzle in puzzles:
@@ -156,6 +159,7 @@ LISTED = {
 """All answers that one may give to a scene."""
 
 
+@pytest.mark.slow
 def test_only_right_answers_are_solved(task, puzzles, rng):
     listed = LISTED.get(task.name.removesuffix("-block"))
     for puzzle in puzzles:
@@ -196,6 +200,7 @@ def test_same_seed_same_puzzle(task):
         assert (task.draw(a, a.answers[-1]) == task.draw(b, b.answers[-1])).all()
 
 
+@pytest.mark.slow
 def test_splits_share_no_identity(task):
     train, test = ([task.sample(i, split) for i in range(60)] for split in ("train", "test"))
     assert not {p.identity for p in train} & {p.identity for p in test}
