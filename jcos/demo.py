@@ -306,7 +306,7 @@ class Story:
             "to the colours that a puzzle can have goes on alone; no right answer is looked "
             f"at. That takes {forwards:.0f} passes through the model, and one run of "
             f"{self.steps} steps takes {self.steps}. The difference, paired by maze, is "
-            f"{gain} (n = {len(puzzles)}; `jcos run search` takes 512). Below is one "
+            f"{gain} (n = {len(puzzles)}; jcos run search takes 512). Below is one "
             "maze: of those that are solved, the one whose four scores are farthest apart.",
             figures=["search"],
             tree=True,

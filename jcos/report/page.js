@@ -42,11 +42,11 @@ function nameCells(holder, labels, size, { side = "top", least = 12, from = 0, h
 }
 
 function whenVisible(element, then) {
-  // Once it is on the screen, or nearly.
-  const watcher = new IntersectionObserver(entries => {
-    if (entries.some(e => e.isIntersecting)) { watcher.disconnect(); then(); }
-  }, { rootMargin: "500px" });
+  // Once it is on the screen, or nearly, or printed.
+  const now = () => { watcher.disconnect(); removeEventListener("beforeprint", now); then(); };
+  const watcher = new IntersectionObserver(entries => { if (entries.some(e => e.isIntersecting)) now(); }, { rootMargin: "500px" });
   watcher.observe(element);
+  addEventListener("beforeprint", now);
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {

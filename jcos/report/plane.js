@@ -144,7 +144,7 @@ function buildGrids() {
     const view = views[number];
     const h3 = make("h3", {}, make("span", {}, `${state.shown.length > 1 ? `${view.label}: ` : ""}x̂₀, frames × steps`), make("span", { class: "thinned" }));
     const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label": `All clean estimates of ${view.label}: ${view.frames} frames by ${view.steps.length} steps. Arrow keys move through them.` });
-    const cells = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "here" }));
+    const cells = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "here" }), make("div", { class: "foot", "aria-hidden": "true" }));
     const lane = make("div", { class: "lane grid", "data-view": number }, h3, cells);
     const pick = event => {
       const spot = lane.layout, box = canvas.getBoundingClientRect();
@@ -192,8 +192,9 @@ function drawGrid(lane, whole) {
     }
   }
   const mine = Math.floor(state.step / thin);
-  const drawn = whole ? Math.ceil(steps.length / thin) : null;
-  const columns = whole ? [...Array(drawn).keys()] : [...new Set([lane.last ?? mine, mine])];
+  const names = [...Array(Math.ceil(steps.length / thin)).keys()].map(c => steps[c === mine ? state.step : c * thin]);
+  nameCells(lane.querySelector(".foot"), names, wide, { side: "left", least: 24, from: LEFT });
+  const columns = whole ? [...names.keys()] : [...new Set([lane.last ?? mine, mine])];
   lane.last = mine;
   for (const c of columns) {
     // Of a thinned grid, the column that the step lies in shows that very step.

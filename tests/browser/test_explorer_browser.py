@@ -154,6 +154,9 @@ def test_it_fits_the_screen(opened: Open, page: str, width: int, scheme: str) ->
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(20, 20, 27)") == (scheme == "dark")
+    steps = [*map(int, tab.locator(".grid .foot").first.locator("span").all_inner_texts())]
+    assert len(steps) > 1
+    assert steps == sorted(set(steps)), "each column is named by its step"
     unnamed = "img:not([alt]), canvas:not([aria-label]), svg[role=img]:not([aria-label])"
     assert tab.locator(unnamed).count() == 0
 

@@ -65,6 +65,12 @@ def test_curves_have_a_panel_for_each_task(opened: Open, made: Made) -> None:
     assert told.startswith(f"step 11: model {mean:.3g}")
 
 
+def test_a_printed_page_has_all_charts(opened: Open, made: Made) -> None:
+    tab = opened(made[0])
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert not tab.evaluate("[...document.querySelectorAll('.drawing:empty')].length")
+
+
 def test_holes_lone_points_medians_and_nothing_at_all(opened: Open, tmp_path: Path) -> None:
     holes = np.array([0.2, 0.4, np.nan, 0.5, np.nan, 0.6, 0.9])
     rows = np.stack([holes, holes])
