@@ -32,9 +32,9 @@ def evaluate(
     """Return a row of the table: n held-out puzzles, played in full and in one step.
 
     different: puzzles, up to symmetry. several answers: of puzzles with more than one right answer,
-    shares solved in full and in one step, and their number. committed: 10th, 50th and 90th
+    shares solved in full and in one step, and their number. solved from step: 10th, 50th and 90th
     percentile of the step from which on x̂0 is solved, over the solved puzzles, by every fifth
-    step. chance: solved by a random legal answer; still: by the first frame held. given: frames of
+    step. chance: solved by a random legal answer; first frame held: by it. given: frames of
     a right answer that the model continues.
     """
     check_given(model.config, given, task.frames)
@@ -58,9 +58,9 @@ def evaluate(
         "different": len({p.identity for p in puzzles}),
         "one step": float(one.mean()),
         SEVERAL: [*both, int(several.sum())],
-        "committed": np.percentile(steps[good], [10, 50, 90]).tolist() if good.any() else [],
+        "solved from step": np.percentile(steps[good], [10, 50, 90]).tolist() if good.any() else [],
         "chance": chance(task, n),
-        "still": float(still.mean()),
+        "first frame held": float(still.mean()),
     }
 
 
@@ -70,7 +70,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
     shown = row | {
         "solved": interval(row["solved"]),
         SEVERAL: " / ".join(f"{mean:.3f}" for mean in both) + f" (n={n})" if both else "–",
-        "committed": " – ".join(f"{step:.0f}" for step in row["committed"]) or "–",
+        "solved from step": " – ".join(f"{step:.0f}" for step in row["solved from step"]) or "–",
     }
     return [f"{value:.3f}" if isinstance(value, float) else value for value in shown.values()]
 

@@ -101,13 +101,15 @@ def test_evaluation_of_no_checkpoint_is_one_sentence(tmp_path: Path, capsys, mon
     out = tmp_path / "out"
     arguments = ("--checkpoint", tmp_path, "--out", out)
     assert "is not a checkpoint folder" in refused(capsys, monkeypatch, evaluate.main, *arguments)
+    arguments = ("--puzzles", 0, "--out", out)
+    assert "at least 1 is needed" in refused(capsys, monkeypatch, evaluate.main, *arguments)
     assert not out.exists()
 
 
 @pytest.mark.slow
 def test_evaluation_of_a_model_that_solves_nothing(small_model: Wan) -> None:
     row = evaluate.evaluate(small_model, TASKS["maze"], 6)
-    assert (row["different"], row["still"], row["committed"]) == (6, 0.0, [])
+    assert (row["different"], row["first frame held"], row["solved from step"]) == (6, 0.0, [])
     solved, low, high, *_ = row["solved"]
     assert (solved, low) == (0, 0)
     assert high > 0.1
