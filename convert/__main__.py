@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jcos.cli.base import Loras
+from jcos.cli.base import Loras, one_line_helps
 from jcos.cli.paths import AnyOutFolder, Model, parse, refuse
 from jcos.config import StoredType
 from jcos.weights.faults import readable
@@ -32,7 +32,7 @@ class Arguments:
     Hugging Face; or a transformer's file as ComfyUI has it (safetensors, GGUF), with VAE and text
     encoder beside it."""
     target: tyro.conf.Positional[AnyOutFolder]
-    """Folder to be written. It must not exist."""
+    """Folder to be written, which must not exist; a conversion that was stopped goes on."""
     dtype: StoredType = "bfloat16"
     """Of the weights that the original multiplies in bfloat16 anyway: linear layers of the
     transformers and text encoder. All others are float32, so bfloat16 halves the size and changes
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
 
     prog: how the command was started.
     """
+    one_line_helps(Arguments)
     read = partial(tyro.cli, Arguments, prog=prog)
     chosen = parse(prog, read, sys.argv[1:] if arguments is None else arguments)
 

@@ -15,6 +15,7 @@ from functools import partial
 
 import tyro
 
+from jcos.cli.base import one_line_helps
 from jcos.cli.paths import Model, OutFile, parse, refuse
 from jcos.files import write
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert.
 
     prog: how the command was started.
     """
+    one_line_helps(Arguments)
     read = partial(tyro.cli, Arguments, prog=prog)
     given = parse(prog, read, sys.argv[1:] if arguments is None else arguments)
     try:

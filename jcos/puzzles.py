@@ -57,7 +57,7 @@ def sample(
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, or
     the folder holds another run.
     """
-    about, chosen = tasks.get(task), _chosen(task, puzzles, puzzle_seed)
+    about, chosen = tasks.get(task), sweeps.held_out(tasks.get(task), puzzles, puzzle_seed)
     numbers = seed_numbers(seeds)
     checkpoint = hub.find(checkpoint)
     config = wan.read_config(checkpoint)
@@ -158,9 +158,10 @@ def search(
 
     Raises as `sample`.
     """
-    about, chosen = tasks.get(task), _chosen(task, puzzles, puzzle_seed)
+    about, chosen = tasks.get(task), sweeps.held_out(tasks.get(task), puzzles, puzzle_seed)
+    preset = preset.replace("_", "-")
     if preset not in searching.PRESETS:
-        known = ", ".join(searching.PRESETS)
+        known = ", ".join(name for name in searching.PRESETS if name != "chain")
         raise ValueError(f"there is no preset {preset!r}; the presets are {known}")
     if preset == "chain":
         raise ValueError(
@@ -176,7 +177,8 @@ def search(
     frames = wan.latent_grid(config, about.frames, about.height, about.width)[0]
     searching.check(method, config, acting, judges, frames, searching.Probe())
     settings = _settings(task, puzzle_seed, checkpoint, sampling)
-    settings |= {"search": repr(method), "count": puzzles, "first_seed": first_seed}
+    settings |= {"preset": preset, "seeds": seeds, "judge": judge, "first_seed": first_seed}
+    settings |= {"search": repr(method), "count": puzzles}
 
     def work(manifest: Mapping[str, Any]) -> None:
         model = wan.load(checkpoint)
@@ -205,12 +207,6 @@ def search(
 
 
 # ---- what both have
-
-
-def _chosen(task: str, puzzles: int, seed: int) -> list[Puzzle]:
-    if puzzles < 1:
-        raise ValueError(f"{puzzles} puzzles asked for; at least 1 is needed")
-    return sweeps.held_out(tasks.get(task), puzzles, seed)
 
 
 def _settings(task: str, seed: int, checkpoint: Path, sampling: Sampling) -> dict[str, Any]:

@@ -97,8 +97,9 @@ def check_same(
     old = _flat({name: found.get(name) for name in settings})
     differ = [_difference(k, old.get(k), new.get(k)) for k in old | new if old.get(k) != new.get(k)]
     if differ:
-        more = [f"{len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
-        told = "; ".join(differ[:SHOWN] + more)
+        shown = ([words for words in differ if "…" not in words] or differ)[:SHOWN]
+        more = [f"{len(differ) - len(shown)} more"] if len(differ) > len(shown) else []
+        told = "; ".join(shown + more)
         raise ValueError(
             f"{folder} holds a run with other settings ({told}){_maker(found)}: {remedy}"
         )
@@ -128,8 +129,11 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _difference(name: str, old: object, new: object) -> str:
-    """Return `puzzles 64, not 32`; of long values the part where they begin to differ."""
+    """Return `puzzles 64, not 32`; of long values the part where they begin to differ, of long
+    lists their lengths."""
     values = [str(old), str(new)]
+    if isinstance(old, list) and isinstance(new, list) and max(map(len, values)) > WIDE:
+        values = [str(len(old)), str(len(new))] if len(old) != len(new) else values
     if max(map(len, values)) > WIDE:
         pairs = enumerate(zip(*values, strict=False))
         same = next((i for i, (a, b) in pairs if a != b), min(map(len, values)))

@@ -23,14 +23,17 @@ parser.add_argument("--prompt", required=True)
 parser.add_argument("--frames", type=int, help="by default as the model's authors")
 parser.add_argument("--mesh", default="context=-1", help="axes over devices, as in docs/launch.md")
 parser.add_argument("--coordinator", help="ADDRESS:PORT of the first host, if jax cannot know it")
-parser.add_argument("--hosts", type=int)
+parser.add_argument("--hosts", type=int, help="1 on a single machine")
 parser.add_argument("--host", type=int)
 options = parser.parse_args()
 if any_path(options.out).exists():
     parser.error(f"{options.out} exists; remove it or choose another name")
 
 if options.hosts != 1 or options.coordinator:
-    jcos.init_distributed(options.coordinator, options.hosts, options.host)
+    try:
+        jcos.init_distributed(options.coordinator, options.hosts, options.host)
+    except ValueError as error:
+        parser.error(f"{error}; a single machine wants --hosts 1")
 with jcos.use_mesh(jcos.make_mesh(jcos.parse_mesh(options.mesh))):
     model = jcos.load(options.model)  # every device reads its slices
     config, clip = model.config, model.config.clip

@@ -91,6 +91,9 @@ def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys, refused)
     assert {p.name for p in out.iterdir()} == {"puzzle-0.webp", "puzzle-1.webp", *others}
     with Image.open(out / "puzzle-1.webp") as film:
         assert (film.n_frames, film.size) == (5, (160, 160))  # type: ignore[attr-defined]
+    says = refused("search", "maze", "--preset", "best_of", "--steps", 4, "--out", out)
+    assert "preset epbs, not best-of; seeds 3, not 8" in says
+    assert "Method(" not in says
     assert f"{out} holds no runs" in refused("export", out, "--gif", tmp_path / "a.gif")
     assert (out / "index.html").read_text().count("1 of 3 went on") == 2
     for i, tree in enumerate(read(out).trees):
@@ -179,7 +182,7 @@ def test_a_sample_is_made_once_and_never_mixed_up(sampled, capsys, monkeypatch, 
     run(*THREE_STEPS, sampled)
     assert re.match(r"Solved [0-4] of 4; the page is at ", capsys.readouterr().out)
     for changes, says in (
-        (("--puzzles", 1), "puzzles"),
+        (("--puzzles", 1), "(puzzles 2, not 1)"),
         (("--puzzle-seed", 1), "puzzle_seed 0, not 1"),
         (("--seeds", 1), "seeds [0, -1], not [1]"),
         (("--steps", 4), "sampling.steps 3, not 4"),
@@ -197,6 +200,8 @@ def test_a_sample_is_made_once_and_never_mixed_up(sampled, capsys, monkeypatch, 
             "there is no preset 'luck'; the presets are best-of",
         ),
         (("search", "maze", "--preset", "chain"), "a puzzle is one clip; chain makes"),
+        (("search", "maze", "--preset", "early_failure", "--seeds", 0), "tries -1"),
+        (("tasks", "--draw", -1), "at least 1 is needed"),
         (("search", "maze", "--judge", "mood"), "there is no judge 'mood'"),
         (("search", "maze", "--seeds", -3), "a search of -3 seeds"),
         (("search", "maze", "--preset", "early-failure", "--seeds", 0), "tries -1"),
@@ -263,6 +268,23 @@ def test_an_experiment_refuses_a_mesh_that_it_cannot_use(
     config = ROOT / "configs" / "steps.py"
     assert says in refused("run", config, *arguments, "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--help",), ("convert", "verify", "--version")),
+        (("bench",), ("jcos bench --help",)),
+        (("sample", "maze", "--wrong"), ("jcos sample --help",)),
+        (("sample", "--help"), ("or fractions of the whole",)),
+    ],
+)
+def test_help_names_what_there_is(words: tuple, says: tuple, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        run(*words)
+    said = "".join(capsys.readouterr())
+    assert not [word for word in says if word not in said]
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys) -> None:

@@ -164,7 +164,7 @@ def test_between_hosts_gpus_are_joined_by_a_network() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("v9:2x2", "there is no machine 'v9:2x2'; the nearest are v5p:2x2x4"),
+        ("v7x-8", "there is no machine 'v7x-8'; the nearest are v6e-8, v5e-8"),
         ("v6e-10", "there is no machine 'v6e-10'; the nearest are v6e-4, v6e-8, v6e-16"),
         ("v5p-12", "the nearest are v5p-8, v5p-16, v5p-32"),
         ("a100:8", "h100:8"),

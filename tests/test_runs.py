@@ -58,6 +58,8 @@ def test_an_entry_that_an_older_run_lacks_is_as_none(tmp_path: Path) -> None:
 def test_many_and_long_differences_are_told_shortly(tmp_path: Path) -> None:
     held(tmp_path, {"checkpoint": 1, "prompt": "a" * 5000 + "b"}, command="jcos " + "x " * 5000)
     assert "ab…, not …" in refusal(tmp_path, {"prompt": "a" * 5000 + "c"})
+    short = refusal(tmp_path, {"checkpoint": 2, "prompt": "c" * 99})
+    assert "(checkpoint 1, not 2; 1 more)" in short
     assert "96 more" in refusal(tmp_path, {f"setting {i}": "x" * 99 for i in range(100)})
 
 

@@ -198,7 +198,9 @@ def load_arms(file: Path) -> tuple[dict[str, Arm], str]:
     names = names_in(file)
     arms = names.get("arms")
     if not (isinstance(arms, dict) and arms and all(isinstance(a, Arm) for a in arms.values())):
-        raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
+        hint = "it must set `arms = {name: Arm(…), …}`"
+        hint = f"it runs with `jcos run {file.stem}`" if "experiment" in names else hint
+        raise ValueError(f"{file} describes no arms: {hint}")
     return arms, str(names.get("benchmark", "vbvr"))
 
 

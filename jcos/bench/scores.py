@@ -15,7 +15,7 @@ from jcos.bench.arm import resized
 from jcos.bench.evalkit import Scores, official
 from jcos.bench.folder import SPLITS, TITLES, Bench, Sample, category_of, task_of
 from jcos.bench.results import Folder
-from jcos.files import check_folder, check_room, read_json, write
+from jcos.files import check_folder, check_room, read_json, visible, write
 from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 from jcos.media.formats import write_mp4
 from jcos.media.image import read_picture
@@ -98,10 +98,16 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
         raise ValueError("no arms; name at least one folder of videos")
     for arm in arms:
         check_folder(arm)
+        inside = {str(path.parent): 0 for path in visible(arm, "*/*_50") if path.name in SPLITS}
+        if inside and not any((arm / split).is_dir() for split in SPLITS):
+            raise ValueError(f"{arm} is no arm; its arms are {', '.join(inside)}")
     names = [*labels(arms), STILL, TRUTH]
-    folders = [*arms, *baselines(bench, out)]
     puzzles = [export.puzzle_of(sample) for sample in bench.samples]
-    if puzzles and all(puzzles):
+    small = puzzles and all(puzzles)
+    if small and scorer is not None:
+        raise ValueError("the exported small tasks judge themselves; leave out the scorer")
+    folders = [*arms, *baselines(bench, out)]
+    if small:
         return [_judged(bench, *arm) for arm in zip(folders, names, strict=True)]
     return [official(bench, *arm, out, scorer) for arm in zip(folders, names, strict=True)]
 
@@ -186,7 +192,9 @@ def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> l
             gain = {n: scores.values.get(n, 0.0) - less.get(n, 0.0) for n in names}
             there = [n for n in names if n in scores.values and (base is None or n in less)]
             official = float(np.mean([gain[n] for n in there])) if there else float("nan")
-            row = {"kind": kind, "arm": scores.arm, "group": group, **over_tasks(gain)._asdict()}
+            mean, low, high, n = over_tasks(gain)
+            span = {"low": max(low, 0.0 if base is None else -1.0), "high": min(high, 1.0)}
+            row = {"kind": kind, "arm": scores.arm, "group": group, "mean": mean, **span, "n": n}
             rows.append(row | {"found": len(there), "official": official})
     return rows
 

@@ -12,10 +12,25 @@ from typing import Any
 import tyro
 
 from jcos.cli import bench, generate, pages, plan, run, small
+from jcos.cli.base import one_line_helps
 from jcos.cli.paths import parse, refuse
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
+
+ABOUT = (
+    "Where does a video diffusion model reason? Try `jcos demo` first. `jcos --version` says which "
+    "versions these are."
+)
+
+
+def _convert() -> None:
+    """Convert a released checkpoint into a folder that `jcos.load` reads."""
+
+
+def _verify() -> None:
+    """Compare a released checkpoint's modules in PyTorch and in jcos."""
+
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": small.Demo,
@@ -29,6 +44,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "explore": pages.Explore,
     "export": pages.Export,
     "tasks": small.Tasks,
+    "convert": _convert,  # these two are run by `jcos.__main__`
+    "verify": _verify,
 }
 
 
@@ -67,11 +84,12 @@ def _note(others: Callable[..., None], message: Warning | str, kind: type, *wher
 
 
 def _read(args: Sequence[str], **how: Any) -> Any:
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="jcos",
-        description="Where does a video diffusion model reason? Try `jcos demo` first. Released "
-        "weights: `jcos convert --help` and `jcos verify --help`.",
-        args=args,
-        **how,
-    )
+    prog, commands, about = "jcos", COMMANDS, ABOUT
+    if [*args[:1]] == ["bench"]:
+        prog, commands, about, args = "jcos bench", bench.COMMANDS, bench.bench.__doc__, args[1:]
+    kind: Any = commands.get(args[0]) if args else None
+    if isinstance(kind, type):
+        one_line_helps(kind)
+        return tyro.cli(kind, prog=f"{prog} {args[0]}", args=args[1:], **how)
+    read = tyro.extras.subcommand_cli_from_dict
+    return read(commands, prog=prog, description=about, args=args, **how)

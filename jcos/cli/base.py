@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -53,6 +54,17 @@ Changes = Annotated[
     tyro.conf.UseAppendAction,
     tyro.conf.arg(help="Changes a field, as FIELD=VALUE; can be repeated."),
 ]
+
+
+def one_line_helps(kind: Any) -> None:
+    """Give tyro the docstrings of a dataclass's fields as one line each; it would take the indented
+    lines for breaks."""
+    from docstring_parser import parse_from_object
+
+    words = [p for c in kind.__mro__[-2::-1] for p in parse_from_object(c).params]
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in words}
+    for field in dataclasses.fields(kind):
+        field.metadata = MappingProxyType({"help": texts.get(field.name)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

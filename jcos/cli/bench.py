@@ -2,9 +2,9 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -233,15 +233,11 @@ class Export(Command):
         print(f"{len(tasks)} tasks with {self.per_task} samples each are in {self.folder}")
 
 
-def bench(
-    command: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Run, tyro.conf.subcommand("run")]
-        | Annotated[Score, tyro.conf.subcommand("score")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-    ],
-) -> Command:
-    """VBVR-Bench: videos of its samples, and their scores."""
-    return command
+COMMANDS: dict[str, Callable[..., Any]] = {"run": Run, "score": Score, "export": Export}
+
+
+def bench() -> None:
+    """VBVR-Bench: videos of its samples, and their scores. Run, score, export."""
 
 
 def _print_errors(lines: Iterable[str]) -> None:

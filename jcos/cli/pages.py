@@ -42,6 +42,8 @@ class Report(Command):
             raise ValueError("no folder given; give one with results, such as out/sample")
         for folder in self.results:
             check_results(folder)
+        if len({folder.resolve() for folder in self.results}) < len(self.results):
+            raise ValueError("a folder is named twice; it is not compared with itself")
         if self.out is not None:
             explorer.check_page(self.out)
         with console.status("reading …"):

@@ -40,18 +40,21 @@ def _checked(
     )
 
 
-def config_file(named: Path) -> Path:
+def config_file(named: Path | None) -> Path:
     """Return the file of a config: a path, or the name of one of the package's (`noise`)."""
-    if named.suffix or len(named.parts) != 1 or named.is_file():
+    if named and (named.suffix or len(named.parts) != 1 or named.is_file()):
         return named
-    package = Path(__file__).parents[1]
+    package, name = Path(__file__).parents[1], named.name if named else ""
     folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
     names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
-    if named.name not in names:
-        near = difflib.get_close_matches(named.name, names, 1)
-        hint = f"; is {near[0]} meant?" if near else f": there are {', '.join(names)}"
-        raise ValueError(f"there is no config {named.name}{hint}")
-    return folder / f"{named.name}.py"
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        arms = [one for one in names if one.startswith("vbvr")]
+        known = ", ".join(one for one in names if one not in arms)
+        hint = f"; is {near[0]} meant?" if near else f": there are the experiments {known}; and, "
+        hint += "" if near else f"for jcos bench run, {', '.join(arms)}"
+        raise ValueError((f"there is no config {name}" if name else "no config is named") + hint)
+    return folder / f"{name}.py"
 
 
 def check_config(named: Path) -> None:

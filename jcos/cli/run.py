@@ -53,12 +53,11 @@ class Run(OnMesh, Command):
             write_example(self.example_clips)
             print(f"Fill in the pictures and prompts of {self.example_clips}; docs/wan.md says how")
             return
-        if self.config is None:
-            raise ValueError("no config is named; those of the paper are in configs/")
-        experiment = override(load_experiment(config_file(self.config)), self.set)
+        file = config_file(self.config)
+        experiment = override(load_experiment(file), self.set)
         profile = self.profile or experiment.profile
         experiment = dataclasses.replace(experiment, profile=profile)
-        out = self.out or Path("out") / self.config.stem
+        out = self.out or Path("out") / file.stem
         check_new_folder(out)
         with self.at_work():
             self._run(experiment, out)

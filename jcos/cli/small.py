@@ -169,7 +169,9 @@ class Tasks(Command):
         from jcos.lab.tasks import TASKS
         from jcos.media import formats
 
-        if self.draw > 0:
+        if self.draw < 0:
+            raise ValueError(f"{self.draw} puzzles asked for; at least 1 is needed")
+        if self.draw:
             files.check_new_folder(self.out)
         rows = [
             (
@@ -181,9 +183,9 @@ class Tasks(Command):
             for name, task in TASKS.items()
         ]
         show_table("Tasks", ("task", "kin to", "solved at", "what is asked, and how"), rows)
-        for name, task in TASKS.items() if self.draw > 0 else ():
+        for name, task in TASKS.items() if self.draw else ():
             answers = [task.routes(puzzle)[0] for puzzle in held_out(task, self.draw)]
             sheet = formats.contact_sheet(np.stack(answers), scale=6)
             files.write(self.out / f"{name}.png", formats.png(sheet))
-        if self.draw > 0:
+        if self.draw:
             print(f"Drawn into {self.out}")

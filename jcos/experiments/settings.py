@@ -34,9 +34,12 @@ def names_in(file: Path) -> dict[str, Any]:
 
 def load_experiment(file: Path) -> Experiment:
     """Return the `experiment` of a Python file. Raises ValueError where there is none."""
-    experiment = names_in(file).get("experiment")
+    names = names_in(file)
+    experiment = names.get("experiment")
     if not isinstance(experiment, Experiment):
-        raise ValueError(f"{file} describes no experiment: it must set `experiment = …`")
+        hint = "it must set `experiment = …`"
+        hint = f"its arms run with `jcos bench run {file.stem}`" if "arms" in names else hint
+        raise ValueError(f"{file} describes no experiment: {hint}")
     return experiment
 
 

@@ -303,7 +303,7 @@ def named(
         if judge not in (None, name):
             raise ValueError(f"the search {name} is judged by {name}; leave out the judge {judge}")
         name, judge = "epbs", name
-    judge = judge or "decided"
+    judge, name = judge or "decided", name.replace("_", "-")
     if name not in PRESETS:
         known = ", ".join([*PRESETS, *judges])
         raise ValueError(f"there is no search {name!r}; there are the presets and judges {known}")

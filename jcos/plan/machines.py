@@ -89,7 +89,7 @@ _SLICES["v5p-8"] = (2, 2, 1)
 """Shapes of slices that are sold by their number of chips (v5p: cores, two per chip)."""
 _SOLD = [
     *(f"{kind}:{n}" for kind in ("h100", "h200") for n in (1, 2, 4, 8, 16)),
-    *("v5e:2x4", "v5p:2x2x4", "v6e:2x4"),
+    *("v5e-8", "v5p-32", "v6e-8"),
 ]
 """Names to propose where one is none, and no kind of TPU is named."""
 

@@ -50,6 +50,9 @@ def test_missing_videos_count_as_zero_beside_the_official_mean() -> None:
     assert overall.low < 0.5 < overall.high
     assert found["a", "ID Perception"].mean == 0.25
     assert found["a", "OOD"].mean == 0.5
+    assert (found["a", "OOD"].low, found["a", "OOD"].high) == (0, 1), (
+        "not beyond what scores can be"
+    )
     assert np.isnan(cells(scores.table(BENCH, [arm("b", *[None] * 6)]))["b", "ID"].official)
 
 
@@ -97,6 +100,8 @@ def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> N
     (tmp_path / "arm").mkdir()
     empty, still, truth = scores.score(bench, [tmp_path / "arm"], tmp_path / "s")
     assert empty.values == {}
+    with pytest.raises(ValueError, match="leave out the scorer"):
+        scores.score(bench, [tmp_path / "arm"], tmp_path / "s", "python nowhere.py")
     assert max(still.values.values()) <= 0.1
     assert min(truth.values.values()) >= 0.95
     broken = tmp_path / "arm" / f"{bench.names[0]}.mp4"
@@ -155,6 +160,7 @@ def test_arms_are_told_apart_by_the_folders_above(bench_folder: Path, tmp_path: 
     for folders, says in (
         ([arms[0], arms[0]], "a/base is named twice"),
         ([tmp_path / "absent"], "there is no folder"),
+        ([tmp_path / "b"], f"b is no arm; its arms are {arms[1]}"),
     ):
         with pytest.raises(ValueError, match=says):
             scores.score(bench, folders, tmp_path / "s")

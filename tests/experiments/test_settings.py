@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jcos.bench.arm import load_arms
 from jcos.experiments.experiment import Settings, places, window
 from jcos.experiments.noise import Noise
 from jcos.experiments.settings import load_experiment, override
@@ -97,3 +98,7 @@ def test_a_file_without_an_experiment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("experiment = 3\n")
     with pytest.raises(ValueError, match="describes no experiment"):
         load_experiment(tmp_path / "empty.py")
+    with pytest.raises(ValueError, match="jcos bench run vbvr_base"):
+        load_experiment(FOLDER / "vbvr_base.py")
+    with pytest.raises(ValueError, match="jcos run noise"):
+        load_arms(FOLDER / "noise.py")

@@ -378,6 +378,7 @@ def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["report"], "no folder given"),
+        (["report", "run", "./run"], "named twice"),
         (["report", "none"], "there is no folder none"),
         (["report", "empty"], "empty is empty"),
         (["explore", "none"], "there is no folder none"),
