@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from jcos.__main__ import stop
 from jcos.cli.base import Loras, one_line_helps
 from jcos.cli.paths import AnyOutFolder, Model, parse, refuse
 from jcos.config import StoredType
@@ -82,8 +83,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
         with bar() as progress:
             made = convert(job, progress)
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; {again}", file=sys.stderr)
-        raise SystemExit(130) from None
+        stop(f"{prog}: stopped; {again}")
     except (ValueError, FileExistsError) as error:
         refuse(prog, error)
     except OSError as error:

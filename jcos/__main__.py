@@ -1,9 +1,13 @@
 """The `jcos` command, as far as it can be without the packages of the laboratory."""
 
+import _thread
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
+import threading
+from typing import Any, NoReturn
 
 LAB = (
     *("tyro", "rich", "matplotlib", "scipy", "xarray", "h5netcdf", "h5py", "jinja2"),
@@ -13,10 +17,29 @@ ELSEWHERE = {"convert": "__main__", "verify": "verify"}
 """Commands of the converter, which lies beside the package in a checkout."""
 
 
+def stop(said: str) -> NoReturn:
+    """End after Ctrl-C, with exit code 130; at once, as threads of XLA that are at work would crash
+    while Python takes itself apart."""
+    print(said, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(130)
+
+
+def _lost(what: Any) -> None:
+    """Repeat a Ctrl-C that came in a callback (jax has one of garbage collection), which raises
+    nothing."""
+    if what.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(what)
+
+
 def main() -> None:
     """Run what was typed; one sentence and exit code 2 where an extra is not installed, 130 after
     Ctrl-C."""
     name, arguments = (sys.argv[1:] or [""])[0], sys.argv[2:]
+    sys.unraisablehook = _lost
     try:
         if name not in ELSEWHERE:
             importlib.import_module("jcos.cli").main()
@@ -35,8 +58,7 @@ def main() -> None:
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("jcos: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        stop("jcos: stopped")
     except BrokenPipeError:  # whoever read the output has enough, like `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

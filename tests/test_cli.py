@@ -3,9 +3,11 @@
 import dataclasses
 import errno
 import json
+import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -79,7 +81,9 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys, refused) -> None:
     out = tmp_path / "s"
     run("search", "maze", "--seeds", 3, "--steps", 4, "--puzzles", 2, "--out", out)
-    assert "per puzzle 10.0 forwards (one run 4)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "per puzzle 10.0 forwards (one run 4)" in said.out
+    assert "denoising 2 × 1 videos: 4 of 4" in said.err
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["forwards"] == [10, 10]
     (made,) = manifest["tree"]
@@ -210,7 +214,9 @@ def test_a_sample_is_made_once_and_never_mixed_up(sampled, capsys, monkeypatch, 
         (("sample", "maze", "--steps", 0), "steps is 0"),
         (("sample", "maze", "--steps", 2, "--sigmas", 1, 0.5), "sigmas are the whole schedule"),
         (("search", "maze", "--sigmas", 500, 750), "sigmas (500.0, 750.0) must descend"),
-        (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),
+        (("sample", "maze", "--puzzles", 0), "0 puzzles"),
+        (("search", "maze", "--puzzle-seed", -1), "puzzle seed -1"),
+        (("sample", "maze", "--seeds", 0, 1, 0), "the seed 0 is given twice"),
         (("sample", "maze", "--seeds", 0, 2**64), f"the seed is {2**64}; PyTorch takes"),
         (("sample", "maze", "--steps", 3, "--noise-steps", 3), "step 3 is out of range"),
         (("sample", "maze", "--steps", 3, "--noise-frames", 5), "frame 5 is out of range"),
@@ -287,9 +293,25 @@ def test_help_names_what_there_is(words: tuple, says: tuple, monkeypatch, capsys
     assert not [word for word in says if word not in said]
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("jcos.cli.small.Tasks.run", Mock(side_effect=KeyboardInterrupt))
+class Callback:
+    """Ctrl-C comes where nothing is raised."""
+
+    def __del__(self) -> None:
+        raise KeyboardInterrupt
+
+
+def lost(command: object) -> None:
+    Callback()
+    time.sleep(20)
+
+
+@pytest.mark.parametrize("work", [Mock(side_effect=KeyboardInterrupt), lost])
+def test_ctrl_c_is_one_line(work, monkeypatch, capsys) -> None:
+    """And the process ends at once: Python's own end crashes where threads of XLA are at work."""
+    monkeypatch.setattr("jcos.cli.small.Tasks.run", work)
     monkeypatch.setattr(sys, "argv", ["jcos", "tasks"])
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as end:
         __main__.main()
     assert end.value.code == 130
