@@ -174,6 +174,10 @@ Codec = PixelCodec | VaeConfig
 TextEncoder = Words | UMT5Config
 
 
+MOST_STEPS = 10_000
+"""More are refused before anything is computed or stored of each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How a video is sampled.
@@ -198,8 +202,8 @@ class Sampling:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.steps != int(self.steps):
-            raise ValueError(f"steps is {self.steps}; sampling needs a whole number of at least 1")
+        if not 1 <= self.steps <= MOST_STEPS or self.steps != int(self.steps):
+            raise ValueError(f"steps is {self.steps}; give a whole number from 1 to {MOST_STEPS}")
         for what, value, known in (("solver", self.solver, Solver), ("grid", self.grid, Grid)):
             if value not in get_args(known):
                 raise ValueError(f"{what} is {value!r}; known are {', '.join(get_args(known))}")

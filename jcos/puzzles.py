@@ -25,7 +25,7 @@ from jcos.report import explorer, trees
 from jcos.report.charts import listed
 from jcos.report.plane import Line, Plane, puzzle_plane, save_planes
 from jcos.sampling.interventions import Interventions
-from jcos.sampling.noise import seed_numbers
+from jcos.sampling.noise import distinct_seeds
 from jcos.sampling.probe import Change
 from jcos.staged import NONE, Progress, silent
 from jcos.variants import TINY
@@ -58,7 +58,7 @@ def sample(
     the folder holds another run.
     """
     about, chosen = tasks.get(task), sweeps.held_out(tasks.get(task), puzzles, puzzle_seed)
-    numbers = seed_numbers(seeds)
+    numbers = distinct_seeds(seeds)
     checkpoint = hub.find(checkpoint)
     config = wan.read_config(checkpoint)
     sampling = config.sampling_with(steps=steps, sigmas=sigmas)
@@ -153,6 +153,7 @@ def search(
     out: Path,
     checkpoint: Path = TINY,
     command: str = "",
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Search, unless the folder holds this very search; return the manifest with its results.
 
@@ -180,6 +181,9 @@ def search(
     settings |= {"preset": preset, "seeds": seeds, "judge": judge, "first_seed": first_seed}
     settings |= {"search": repr(method), "count": puzzles}
 
+    def on_step(step: int, count: int) -> None:
+        progress(f"denoising {puzzles} × {count} videos", step + 1, acting.steps)
+
     def work(manifest: Mapping[str, Any]) -> None:
         model = wan.load(checkpoint)
         result = searching.run(
@@ -190,6 +194,7 @@ def search(
             judges={"oracle": searching.Scorer(chosen)},
             sampling=sampling,
             record=True,
+            on_step=on_step,
         )
         videos = model.decode(result.latents)
         for i, video in enumerate(np.asarray(videos)):

@@ -34,7 +34,7 @@ from jcos.preview import fit_preview
 from jcos.sampling import flow
 from jcos.sampling.checks import check_averages
 from jcos.sampling.interventions import Interventions, Place, places
-from jcos.sampling.noise import noise_from_file, seed_numbers
+from jcos.sampling.noise import distinct_seeds, noise_from_file
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import OUTLINE, described, model_digest
 from jcos.sampling.trajectory import Condition, abstract_condition
@@ -143,7 +143,7 @@ def run(
     steps, fps = config.sampling.steps, config.clip.fps
     if search is not None:
         steps = search.steps or steps
-    seeds, x0 = seed_numbers(seeds), [places([step], steps, "step")[0] for step in x0]
+    seeds, x0 = distinct_seeds(seeds), [places([step], steps, "step")[0] for step in x0]
     count = len(seeds) if search is None else search.seeds
     wan.check_mesh(sizes, config, count, together)
     if tiles is not None and (min(tiles) < 1 or not isinstance(config.codec, VaeConfig)):
@@ -235,6 +235,8 @@ def run(
 
     if not complete:
         progress("reading the prompts", 0, steps)
+        if plan.guidance is None:  # nothing reads the negative prompt
+            prompts[1] = np.zeros((0, config.dit.text_dim), np.float32)
         words = [text for text in prompts if isinstance(text, str)]
         rows = wan.embedder(folder, config, words, text_cache, profile)
         positive, unconditional = (rows(p) if isinstance(p, str) else p for p in prompts)

@@ -299,7 +299,7 @@ def _decode(
 def _tokenizer(model: Wan) -> Tokenizer:
     if model.tokenizer is None:
         raise ValueError(
-            f"{model.config.name} was loaded without a tokenizer; put the release's tokenizer.json "
+            f"{model.config.name} comes without a tokenizer; put the release's tokenizer.json "
             "(of google/umt5-xxl) where the release or the converted folder (tokenizer/) has it, "
             "or give embedded prompts"
         )
@@ -366,6 +366,11 @@ def load(
     for part, want in wanted.items():
         if not want or not any(name.split(".")[0] == part for name in found):
             setattr(model, part, nnx.List([]) if part == "experts" else None)
+    if isinstance(model.text, UMT5):
+        if tokens is not None and tokens.exists():
+            model.tokenizer = Tokenizer.load(tokens)
+        if not experts and not vae:  # it is to embed
+            _tokenizer(model)
     where: dict[str, Sharding] = {}
     if mesh.in_use():
         where |= sharding.shardings(model, jax.sharding.get_mesh())
@@ -381,8 +386,6 @@ def load(
         else:
             want = checkpoint.leaves(model)
             model = checkpoint.with_leaves(model, load_released(source, want, where, changes))
-    if isinstance(model.text, UMT5) and tokens is not None and tokens.exists():
-        model.tokenizer = Tokenizer.load(tokens)
     return model
 
 
@@ -412,6 +415,8 @@ def embedder(
 
     Raises ValueError where one is neither in the cache nor can be read.
     """
+    if not prompts:
+        return {}.__getitem__
     encoder = partial(load, folder, profile=profile, experts=False, vae=False)
     if not isinstance(config.text, UMT5Config):
         return encoder().embed

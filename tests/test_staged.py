@@ -53,7 +53,7 @@ def call(release: Path, picture: Path, tmp_path: Path) -> list[object]:
 
 def settings(release: Path, picture: Path, out: Path) -> list[object]:
     sampling = ["--steps", 2, "--frames", 9, "--size", "48x80", "--profile", "float32"]
-    given = ["--image", picture, "--prompt", "a cat", "--x0", 0, 1]
+    given = ["--image", picture, "--prompt", "a cat", "--x0", 0, 0.5]
     return [release, *given, *sampling, "--out", out]
 
 
@@ -124,6 +124,8 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "absent.png"),
+        (["--noise", "trch"], "noise is torch, jax or a file"),
+        (["--seeds", 4, 4], "the seed 4 is given twice"),
         (["--seeds", 2**64], "the seed is 18446744073709551616; PyTorch takes"),
         (["--seeds", -(2**63) - 1, "--noise", "jax"], "the seed is -9223372036854775809; PyTorch"),
         (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
@@ -226,6 +228,10 @@ def test_the_same_run_is_not_made_again(call, tmp_path, quick):
     for again in (lambda call, _: call, in_a_file, on_another_mesh, moved):
         run("generate", *again(call, tmp_path))
         assert loaded(quick) == [CODER]
+    np.save(tmp_path / "rows.npy", np.zeros((3, DIT.text_dim), np.float32))
+    call = [*call, "--prompt", tmp_path / "rows.npy", "--guidance", 1, "--out", tmp_path / "plain"]
+    run("generate", *call)
+    assert loaded(quick) == [CODER, EXPERTS, CODER]
 
 
 @pytest.mark.slow
@@ -385,10 +391,12 @@ def test_a_model_that_cannot_is_refused(folder, more, message, tmp_path, refused
     assert not (tmp_path / "o").exists()
 
 
-def test_an_encoder_without_its_tokenizer_is_refused(picture, tmp_path, refused):
+def test_an_encoder_without_its_tokenizer_is_refused(picture, tmp_path, refused, monkeypatch):
+    """Before its weights are read."""
+    monkeypatch.setattr(wan, "load_released", None)
     call = settings(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", picture, tmp_path / "out")
     for more in ([], ["--text-cache", tmp_path / "prompts"]):
-        assert "was loaded without a tokenizer" in refused("generate", *call, *more)
+        assert "comes without a tokenizer" in refused("generate", *call, *more)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import tyro
 
 from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Sampled
 from jcos.cli.paths import AnyCacheFolder, AnyInFile, AnyOutFolder, Model
-from jcos.sampling.interventions import Interventions
+from jcos.sampling.interventions import Interventions, Place
 from jcos.weights.loras import parse_all
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Generate(Interventions, Sampled, OnMesh, Command):
     noise: str | None = None
     """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
-    x0: tuple[int, ...] = ()
-    """Steps whose clean estimates are stored."""
+    x0: tuple[Place, ...] = ()
+    """Steps, or fractions of the run, whose clean estimates are stored."""
     text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
     tiles: tuple[int, int] | None = None

@@ -136,9 +136,11 @@ class Search(Command):
         import numpy as np
 
         from jcos import puzzles
-        from jcos.cli.common import command_line, make_page
+        from jcos.cli.common import bar, command_line, make_page
 
-        made = puzzles.search(**self.arguments(puzzles.search), command=command_line())
+        options = self.arguments(puzzles.search)
+        with bar() as show:
+            made = puzzles.search(**options, command=command_line(), progress=show)
         forwards, decodes, judged = (np.mean(made[k]) for k in ("forwards", "decodes", "judged"))
         print(
             f"Solved {sum(made['solved'])} of {self.puzzles}; per puzzle {forwards:.1f} forwards "

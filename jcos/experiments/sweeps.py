@@ -350,9 +350,11 @@ def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> UInt8[Ar
 
 def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
     """Return n puzzles of the test split; the same for every model and experiment of this seed.
-    Raises ValueError where n is below 1."""
+    Raises ValueError where n is below 1, or the seed below 0."""
     if n < 1:
         raise ValueError(f"{n} puzzles asked for; at least 1 is needed")
+    if seed < 0:
+        raise ValueError(f"the puzzle seed is {seed}; it is 0 or more")
     return [task.sample((seed, i), "test") for i in range(n)]
 
 

@@ -226,7 +226,8 @@ def read_prompt(text: str, folder: Path = Path()) -> str | Float[np.ndarray, "_ 
     try:
         rows = np.asarray(np.load(file, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{shown(file)} holds no embedded prompt: {error}") from None
+        why = error if isinstance(error, OSError) else "it is no array of NumPy's"
+        raise ValueError(f"{shown(file)} holds no embedded prompt: {why}") from None
     if rows.ndim != 2 or rows.dtype.kind != "f":
         raise ValueError(
             f"{shown(file)} holds {rows.dtype} {rows.shape}, no embedded prompt: floats [L, width]"

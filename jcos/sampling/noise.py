@@ -69,6 +69,14 @@ def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
     return numbers
 
 
+def distinct_seeds(seeds: Sequence[int] | SupportsIndex) -> list[int]:
+    """Return `seed_numbers`; ValueError also where one is given twice, whose runs are the same."""
+    numbers = seed_numbers(seeds)
+    if twice := {seed for seed in numbers if numbers.count(seed) > 1}:
+        raise ValueError(f"the seed {min(twice)} is given twice; its runs would be the same")
+    return numbers
+
+
 def seed_rows(seeds: Seeds) -> list[list[int]]:
     """Return the seeds of each world, or those of all as a single row."""
     single = isinstance(seeds, SupportsIndex) and not getattr(seeds, "ndim", 0)
@@ -170,7 +178,7 @@ def _read(path: Path) -> np.ndarray:
 def _numpy(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file of NumPy's by name, a single one as `noise`."""
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path} holds no noise; files that can are .npy, .npz and .safetensors")
+        raise ValueError(f"noise is torch, jax or a file .npy, .npz or .safetensors, not {path}")
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)

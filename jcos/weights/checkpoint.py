@@ -256,7 +256,10 @@ def _parse(folder: Path) -> dict[str, Any]:
         if not sizes:
             raise ValueError
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise CheckpointError(f"{folder} is not a checkpoint folder: it lacks {MANIFEST}") from None
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it lacks {MANIFEST}, and what a release has "
+            "(config.json or model_index.json); nor is it a transformer's safetensors or GGUF file"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(folder) from None
     if manifest.get("format") not in FORMATS:

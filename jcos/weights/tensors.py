@@ -200,7 +200,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _torch(path: Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is truncated, or older than PyTorch 1.6; get it again")
+        raise CheckpointError(f"{path} is no file of weights, truncated, or older than PyTorch 1.6")
     try:
         with zipfile.ZipFile(path) as archive:
             (root,) = [name for name in archive.namelist() if name.endswith("data.pkl")]

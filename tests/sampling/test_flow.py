@@ -118,7 +118,8 @@ def test_an_intervention_moves_the_corrected_state_by_the_same_amount(solver):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"steps": 0}, "steps is 0; sampling needs a whole number of at least 1"),
+        ({"steps": 0}, "steps is 0; give a whole number from 1"),
+        ({"steps": 10**8}, "steps is 100000000; give a whole number from 1 to"),
         ({"steps": -3}, "steps is -3"),
         ({"shift": 0.0}, "shift is 0.0; it must be a positive number"),
         ({"shift": -1.0}, "shift is -1.0"),

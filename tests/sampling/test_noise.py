@@ -107,7 +107,7 @@ BROKEN = np.where(np.arange(TORCH.size).reshape(TORCH.shape) == 0, np.float32(np
         (".safetensors", BROKEN, "not finite"),
         (".npy", TORCH.astype(np.float64) * 1e60, "not finite"),  # beyond float32
         (".npy", np.array([len], object), "is damaged, or holds something else"),
-        (".pt", TORCH, "files that can are .npy, .npz and .safetensors"),
+        (".pt", TORCH, "a file .npy, .npz or .safetensors"),
     ],
 )
 def test_what_is_no_noise_of_this_shape_is_refused(tmp_path, file, array, says):

@@ -173,4 +173,4 @@ def test_a_damaged_pickle_and_one_that_holds_no_dict(tmp_path, content):
 def test_a_truncated_pth(tmp_path, kept):
     file = tmp_path / "x.pth"
     file.write_bytes((I2V / "Wan2.1_VAE.pth").read_bytes()[:kept])
-    assert f"{file} is truncated, or older than" in refused(file)
+    assert f"{file} is no file of weights, truncated, or older than" in refused(file)
