@@ -29,18 +29,21 @@ options = parser.parse_args()
 if any_path(options.out).exists():
     parser.error(f"{options.out} exists; remove it or choose another name")
 
-if options.hosts != 1 or options.coordinator:
-    try:
+try:
+    if options.hosts != 1 or options.coordinator:
         jcos.init_distributed(options.coordinator, options.hosts, options.host)
-    except ValueError as error:
-        parser.error(f"{error}; a single machine wants --hosts 1")
-with jcos.use_mesh(jcos.make_mesh(jcos.parse_mesh(options.mesh))):
-    model = jcos.load(options.model)  # every device reads its slices
-    config, clip = model.config, model.config.clip
-    picture, seen = image.read_picture(options.picture), None
-    if isinstance(config.codec, VaeConfig):  # the small model takes it as it is
-        picture, seen = image.first_frame(picture, config, None, clip.height, clip.width)
-    condition = model.condition(picture, options.prompt, options.frames or clip.frames, seen=seen)
-    average = jcos.SeedEnsemble.window(config.sampling.steps, config.dit.layers)
-    trace = jcos.generate(model, condition, seeds=[0, 1, 2], probe=average)
-    trace.save(options.out, model)
+    with jcos.use_mesh(jcos.make_mesh(jcos.parse_mesh(options.mesh))):
+        model = jcos.load(options.model)  # every device reads its slices
+        config, clip = model.config, model.config.clip
+        picture, seen = image.read_picture(options.picture), None
+        if isinstance(config.codec, VaeConfig):  # the small model takes it as it is
+            picture, seen = image.first_frame(picture, config, None, clip.height, clip.width)
+        condition = model.condition(
+            picture, options.prompt, options.frames or clip.frames, seen=seen
+        )
+        average = jcos.SeedEnsemble.window(config.sampling.steps, config.dit.layers)
+        trace = jcos.generate(model, condition, seeds=[0, 1, 2], probe=average)
+        trace.save(options.out, model)
+except (ValueError, OSError) as error:
+    hint = "" if options.hosts else "; a single machine wants --hosts 1"
+    parser.error(f"{error}{hint}")

@@ -17,7 +17,7 @@ KINDS = ("svg", "png", "csv")
 class Report(Command):
     """Make a page of results to look inside: steps × frames, curves, heat maps, tables, files.
 
-    RESULTS is what any command left; most make this page themselves at their end. Several folders
+    RESULTS is what a command left; many make this page themselves at their end. Several folders
     are compared: the first is the baseline, and runs of the same puzzle and seed stand side by
     side. Writes index.html into the folder; of several folders compared.html into the first. It
     opens from disk, without network; large results leave a folder of the page's name and .files
