@@ -96,7 +96,7 @@ class State:
     def _last(self, field: str) -> Any:
         if self.trace is None:
             return None
-        return self.runs.of_video(_of_step(getattr(self.trace, field)))
+        return self.runs.of_video(jax.tree.map(lambda a: a[:, :, 0], getattr(self.trace, field)))
 
     def keep(self, which: Chosen) -> "State":
         """Let only some runs go on: positions on the seed axis, in this order, the same in all
@@ -327,7 +327,7 @@ class Runs(Iterator[State]):
 
     def of_video(self, tree: Any) -> Any:
         """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
-        return _first(tree) if self.single else tree
+        return _taken(tree, 0) if self.single else tree
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -368,20 +368,8 @@ class Runs(Iterator[State]):
 
 
 @jax.jit
-def _first(tree: Any) -> Any:
-    """Return leaves [W, K, …] of world 0."""
-    return jax.tree.map(lambda a: a[0], tree)
-
-
-@jax.jit
-def _of_step(tree: Any) -> Any:
-    """Return leaves [W, K, S, …] of the first step."""
-    return jax.tree.map(lambda a: a[:, :, 0], tree)
-
-
-@jax.jit
-def _taken(tree: Any, at: tuple[np.ndarray | Array, np.ndarray | Array]) -> Any:
-    """Return the leaves [W, K, …] at places [W, 1], [W, k]."""
+def _taken(tree: Any, at: Any) -> Any:
+    """Return the leaves [W, K, …] at places ([W, 1], [W, k]), or of one world."""
     return jax.tree.map(lambda a: a[at], tree)
 
 
