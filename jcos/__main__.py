@@ -5,8 +5,10 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any, NoReturn
 
 LAB = (
@@ -26,6 +28,16 @@ def stop(said: str) -> NoReturn:
     os._exit(130)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; end at once where a module is imported: C++ may swallow it, or
+    crash."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            stop("jcos: stopped")
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _lost(what: Any) -> None:
     """Repeat a Ctrl-C that came in a callback (jax has one of garbage collection), which raises
     nothing."""
@@ -40,6 +52,8 @@ def main() -> None:
     Ctrl-C."""
     name, arguments = (sys.argv[1:] or [""])[0], sys.argv[2:]
     sys.unraisablehook = _lost
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         if name not in ELSEWHERE:
             importlib.import_module("jcos.cli").main()

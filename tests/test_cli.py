@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -305,15 +307,27 @@ def lost(command: object) -> None:
     time.sleep(20)
 
 
-@pytest.mark.parametrize("work", [Mock(side_effect=KeyboardInterrupt), lost])
-def test_ctrl_c_is_one_line(work, monkeypatch, capsys) -> None:
+def swallowed(command: object) -> None:
+    import_module("swallows")
+
+
+@pytest.mark.parametrize("work", [Mock(side_effect=KeyboardInterrupt), lost, swallowed])
+def test_ctrl_c_is_one_line(work, monkeypatch, tmp_path, capsys) -> None:
     """And the process ends at once: Python's own end crashes where threads of XLA are at work."""
+    (tmp_path / "swallows.py").write_text(
+        "import contextlib, signal\n"
+        "with contextlib.suppress(KeyboardInterrupt):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("jcos.cli.small.Tasks.run", work)
     monkeypatch.setattr(sys, "argv", ["jcos", "tasks"])
     monkeypatch.setattr(sys, "unraisablehook", None)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as end:
         __main__.main()
+    signal.signal(signal.SIGINT, before)
     assert end.value.code == 130
     assert capsys.readouterr().err == "jcos: stopped\n"
 
