@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BUCKETS = ("gs", "s3")
-"""Schemes of places in buckets."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+BUCKETS = {
+    "gs": "gcloud auth application-default login",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or aws configure",
+}
+"""Schemes of places in buckets, and where credentials for them come from."""
+_SCHEME = re.compile(r"(gs|s3|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 
 
 def any_path(given: Path | str) -> Path:
@@ -30,6 +33,11 @@ def any_path(given: Path | str) -> Path:
     """
     text = str(given)
     if (scheme := _SCHEME.match(text)) and scheme[1] in BUCKETS:
+        slashes = "/" if isinstance(given, Path) else "//"  # a Path has lost the second
+        if not text.startswith(slashes, scheme.end()):
+            raise ValueError(
+                f"{shown(text)} is no place in a bucket: it begins with {scheme[1]}://"
+            )
         from jcos.remote import remote_path  # takes long, and few need it
 
         return remote_path(text)
@@ -74,7 +82,10 @@ def check_there(path: Path, kind: str | None = None) -> None:
     """Check that it is a file or folder that can be read. kind: `file` or `folder`, which one."""
     there = _kind(path)
     if there is None:
-        raise ValueError(f"there is no {kind or 'file'} {shown(path)}")
+        lacking = f"{kind or 'file'} {shown(path)}"
+        if is_remote(path) and not path.bucket_is_there():  # type: ignore[attr-defined]
+            lacking = f"bucket {path.parts[2]}, of {shown(path)}"
+        raise ValueError(f"there is no {lacking}")
     if kind and there != kind:
         raise ValueError(f"{shown(path)} is a {there}; a {kind} is needed")
     if is_remote(path):
@@ -109,9 +120,12 @@ def check_new_folder(path: Path, size: int = 0) -> None:
         try:
             probe.write_bytes(b"")
             probe.unlink()
+        except FileNotFoundError:
+            raise ValueError(
+                f"{shown(path)} cannot be written: there is no bucket {path.parts[2]}"
+            ) from None
         except OSError as error:
-            why = error.strerror or str(error)
-            raise ValueError(f"{shown(path)} cannot be written: {why}") from None
+            raise ValueError(f"{shown(path)} cannot be written: {_why(error, path)}") from None
         return
     whole = Path(os.path.abspath(path))
     place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
@@ -158,8 +172,14 @@ def _kind(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        why = error.strerror or str(error)
-        raise ValueError(f"{shown(path)} cannot be used: {why}") from None
+        raise ValueError(f"{shown(path)} cannot be used: {_why(error, path)}") from None
+
+
+def _why(error: OSError, path: Path) -> str:
+    """Return what an error says; of a bucket, also where credentials come from."""
+    why = error.strerror if error.filename or str(error).startswith("[Errno") else str(error)
+    login = f" (credentials: {BUCKETS[path.scheme]})" if is_remote(path) else ""  # type: ignore
+    return f"{why}{login}"
 
 
 # ---- files of text

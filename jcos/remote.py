@@ -35,6 +35,8 @@ def remote_path(text: str) -> "RemotePath":
         raise ValueError(f"{text} needs the extra {extra}: pip install 'jcos[{extra}]'")
     if not rest.strip("/"):
         raise ValueError(f"{text} names no bucket; write {scheme}://BUCKET/FOLDER")
+    if ".." in rest.split("/"):
+        raise ValueError(f"{text} has a '..', which buckets do not know; write the whole path")
     return RemotePath(text)
 
 
@@ -53,6 +55,14 @@ class RemotePath(gpath.PosixGPath, PosixPath):  # pyright: ignore[reportIncompat
     @property
     def scheme(self) -> str:
         return self.parts[1]
+
+    def bucket_is_there(self) -> bool:
+        """Return False where the bucket is certainly missing."""
+        try:
+            self._backend.info("://".join(self.parts[1:3]))
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+        return True
 
     def absolute(self) -> "RemotePath":
         return self
@@ -143,7 +153,7 @@ class _Backend:
             except OSError:
                 raise
             except Exception as error:  # clients of buckets raise their own kinds
-                why = str(error).strip().partition("\n")[0] or type(error).__name__
+                why = " ".join(str(error).split()) or type(error).__name__
                 raise OSError(errno.EIO, why, place) from error
 
         return call

@@ -135,6 +135,9 @@ def test_a_place_in_a_bucket_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
         files.any_path("s3://bucket")
     with pytest.raises(ValueError, match="names no bucket; write gs://BUCKET/FOLDER"):
         files.any_path("gs://")
+    for wrong in ("gs:bucket/x", "s3:bucket/x", "gs:/bucket/x", "gs://bucket/a/../b"):
+        with pytest.raises(ValueError, match=rf"{wrong} (is no place in a bucket|has a '\.\.')"):
+            files.any_path(wrong)
 
 
 @pytest.mark.parametrize("name", ["mtime", "LastModified"])  # of gcsfs, of s3fs

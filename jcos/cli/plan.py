@@ -68,10 +68,12 @@ class Plan(Sampled, Command):
     def _job(self) -> "Job":
         from jcos import wan
         from jcos.cli.common import read_size
-        from jcos.files import any_path
+        from jcos.files import any_path, check_there, is_remote
         from jcos.plan.costs import Job
 
-        if (folder := any_path(self.model)).exists():
+        if is_remote(folder := any_path(self.model)):
+            check_there(folder)
+        if folder.exists():
             config = wan.read_config(folder)
         elif (name := self.model if self.model in VARIANTS else variant_of(self.model)) is None:
             raise ValueError(f"there is no model {self.model!r}; known are {', '.join(VARIANTS)}")

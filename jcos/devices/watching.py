@@ -73,13 +73,19 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
 
         run = wandb.init(project=project)
 
+    def save() -> None:
+        try:
+            files.write(file, lines)
+        except OSError as error:  # which shall not end a run of hours
+            warnings.warn(f"{file} is not up to date: {error}", stacklevel=2)
+
     def write(forwards: int) -> None:
         nonlocal lines, start, written, number
         now = time.monotonic()
         values = {"seconds": round(now - start, 4), "forwards": forwards, "bytes": _bytes()}
         lines += json.dumps({"step": number, **values}) + "\n"
         if not files.is_remote(folder) or now - written > EVERY:
-            files.write(file, lines)
+            save()
             written = now
         if events is not None:
             for name, value in values.items():
@@ -92,7 +98,7 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
         yield write
     finally:
         if number > before:
-            files.write(file, lines)
+            save()
         if events:
             events.close()
         if run:

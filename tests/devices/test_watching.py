@@ -4,10 +4,12 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax.numpy as jnp
 import pytest
 
+from jcos import files
 from jcos.devices import watching
 
 
@@ -35,6 +37,13 @@ def test_every_step_is_a_line(tmp_path, monkeypatch) -> None:
     assert told[0] == ("steps",)
     assert told[-1] == ()
     assert sum(isinstance(t[0], dict) for t in told if t) == 2
+
+
+def test_scalars_that_cannot_be_written_end_no_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "write", Mock(side_effect=TimeoutError("no answer")))
+    warned = pytest.warns(UserWarning, match="scalars.jsonl.*no answer")
+    with warned, watching.watched(tmp_path):
+        watching.step_done(jnp.zeros(3), 1)
 
 
 def test_the_steps_after_the_first_are_profiled(tmp_path: Path) -> None:
