@@ -240,7 +240,8 @@ def sweep(
     if not alike and model.config.noise == "jax":
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, jnp.arange(puzzles))
     data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
-    data, plan = sharding.place_inputs((jax.device_put(data), plan))
+    data = data if mesh.in_use() else jax.device_put(data)  # which refuses what spans hosts
+    data, plan = sharding.place_inputs((data, plan))
     passes = plan.steps * count * worlds * (1 if plan.guidance is None else 2)
     total = len(probes) * puzzles
     readout = readout or everything
