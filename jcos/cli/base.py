@@ -141,7 +141,7 @@ class OnMesh:
 
         if self.join:
             sharding.init_distributed()
-        with sharding.among_hosts():
+        with sharding.among_hosts() if self.join else contextlib.nullcontext():
             if self.join:
                 alone = ("scalars", "trace_profile")  # may differ
                 names = (f.name for f in dataclasses.fields(self) if f.name not in alone)

@@ -17,6 +17,7 @@ The result does not depend on the mesh. Axes (`mesh.AXES`, size 1 where not name
 Which dimension of which weight is cut is a table of paths (`RULES`); modules know nothing of it.
 """
 
+import atexit
 import json
 import math
 import os
@@ -258,15 +259,26 @@ def check_equal(options: Mapping[str, object]) -> None:
 
 @contextmanager
 def among_hosts() -> Iterator[None]:
-    """Turn what jax says where another host is gone into a ConnectionError."""
+    """Turn what jax says where another host is gone into a ConnectionError; after any error the
+    process ends without waiting for the other hosts, which then notice."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not _LOST.search(why := str(error).partition("\n")[0]):
-            raise
-        raise ConnectionError(
-            f"another host ended: see its message, then start all again ({why})"
-        ) from None
+    except Exception as error:
+        if jax.process_count() > 1:
+            atexit.register(_leave)  # before jax, which would wait until it aborts
+            why = str(error).partition("\n")[0]
+            if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(why):
+                raise ConnectionError(
+                    f"another host ended: see its message, then start all again ({why})"
+                ) from None
+        raise
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    if is_first_host():
+        time.sleep(5)  # without it jax aborts those that are about to say the same
+    os._exit(2)
 
 
 def init_distributed(
