@@ -47,6 +47,11 @@ class Plan(Sampled, Command):
     """Try this mesh, like branch=2,context=8 (can be repeated); by default the three most
     promising ones."""
 
+    def check(self) -> None:
+        from jcos.plan.machines import machine
+
+        machine(self.topology)
+
     def run(self) -> None:
         import jax
 

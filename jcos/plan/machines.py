@@ -84,8 +84,13 @@ _SLICES: dict[str, tuple[int, ...]] = {
     for kind in ("v5e", "v6e")
     for n in (0, *range(2, 9))
 }
-_SLICES |= {f"v5p-{2**n}": tuple(2 ** ((n + i) // 3) for i in (-1, 0, 1)) for n in range(4, 11)}
-_SLICES["v5p-8"] = (2, 2, 1)
+_SLICES |= {"v5p-8": (2, 2, 1), "v5p-16": (2, 2, 2), "v5p-32": (2, 2, 4), "v5p-64": (2, 4, 4)}
+_SLICES |= {  # up to 96 cubes of 4 × 4 × 4; of one number the last shape counts, the roundest
+    f"v5p-{128 * a * b * c}": (4 * a, 4 * b, 4 * c)
+    for a in range(1, 5)
+    for b in range(a, 10)
+    for c in range(b, min(64, 96 // (a * b)) + 1)
+}
 """Shapes of slices that are sold by their number of chips (v5p: cores, two per chip)."""
 _SOLD = [
     *(f"{kind}:{n}" for kind in ("h100", "h200") for n in (1, 2, 4, 8, 16)),
