@@ -247,6 +247,8 @@ def beside(path: Path, *, shared: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
         yield part
+        with part.open("rb+") as file:  # or a machine that loses power may leave the name alone
+            os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -72,6 +72,16 @@ def test_a_manifest_that_cannot_be_read_is_one_sentence(tmp_path: Path, content:
         Folder(tmp_path).settle({"arm": {}}, {})
 
 
+def test_of_two_processes_that_begin_at_once_one_settles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Folder(tmp_path).settle({"arm": {"seed": 1}}, {})
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    with pytest.raises(ValueError, match=r"arm.seed 1, not 2"):
+        Folder(tmp_path).settle({"arm": {"seed": 2}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == [runs.MANIFEST]
+
+
 def test_a_folder_of_sampled_puzzles_is_no_demo(tmp_path: Path) -> None:
     """Though its pictures are planes, too."""
     file = tmp_path / "run.json"

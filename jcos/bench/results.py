@@ -9,12 +9,14 @@ A video under its final name is whole, and its sample is done. There is no other
 run may be killed at any time.
 """
 
+import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench, Sample
-from jcos.files import read_json, write
+from jcos.files import beside, is_remote, read_json, write
 from jcos.runs import MANIFEST, as_text, check_same, now, read
 
 
@@ -49,8 +51,14 @@ class Folder(NamedTuple):
         """Return where the end of a sample is until its video is written."""
         return self.about(name, "latents", "safetensors")
 
+    def is_done(self, name: str) -> bool:
+        """Return whether there is a video. A machine that loses power may leave an empty one."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return self.video(name).stat().st_size > 0
+        return False
+
     def is_settled(self, name: str) -> bool:
-        return self.video(name).exists() or self.about(name, "failed").exists()
+        return self.is_done(name) or self.about(name, "failed").exists()
 
     def is_denoised(self, sample: Sample) -> bool:
         """Return whether only the video is missing."""
@@ -73,14 +81,20 @@ class Folder(NamedTuple):
         """
         file = self.path / MANIFEST
         if not file.exists():
-            write(file, as_text({**settings, **made}), shared=True)
+            with contextlib.suppress(FileExistsError), beside(file, shared=True) as part:
+                write(part, as_text({**settings, **made}))
+                try:  # of several processes one is the first
+                    None if is_remote(file) else os.link(part, file)
+                except OSError as error:  # others: a disk without links
+                    if isinstance(error, FileExistsError):
+                        raise
         check_same(self.path, read(file, "arm") or {}, settings)
 
     def status(self, bench: Bench) -> Status:
         """Return how far it is."""
         failed, done, stale = {}, 0, []
         for sample in bench.samples:
-            if self.video(sample.name).exists():
+            if self.is_done(sample.name):
                 digest = read_json(self.about(sample.name, "made")).get("digest")
                 done += 1
                 stale += [] if digest == sample.digest else [sample.name]

@@ -28,6 +28,7 @@ Samples = Annotated[
     AnyInFolder,
     tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50."),
 ]
+REMEDY = "; where the video is damaged, remove it and run again"
 PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
 
 
@@ -183,9 +184,10 @@ class Score(Command):
         result = compare(bench, self.arms, self.out, self.scorer, command_line())
         _print_tables(bench, result)
         for arm in result.scores:
-            _print_errors(f"{arm.arm}: {name}: {why}" for name, why in arm.errors.items())
-        fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
-        if fewest < len(bench.names) or bench.faults:
+            _print_errors(f"{arm.arm}: {name}: {why}{REMEDY}" for name, why in arm.errors.items())
+        arms = result.scores[: len(self.arms)]
+        fewest = min(len(arm.values) for arm in arms)
+        if fewest < len(bench.names) or bench.faults or any(arm.errors for arm in arms):
             raise SystemExit(1)
 
     def _made_for(self) -> str:

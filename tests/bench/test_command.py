@@ -51,6 +51,9 @@ def test_the_whole_path_from_the_command_line(
     extent = "2 samples, 0 of them of the benchmark's 500"
     assert about["samples"] == {"folder": str(small), "extent": extent}
     assert {"jcos", "jax"} <= about["versions"].keys()
+    (out / "a" / f"{FIRST}.mp4").write_bytes(b"half")
+    assert commanded(*scored) == 1
+    assert "remove it and run again" in capsys.readouterr().err
     (small / FIRST / "prompt.txt").unlink()
     assert commanded("bench", "run", arms, *given) == 1
     assert "prompt.txt" in capsys.readouterr().err

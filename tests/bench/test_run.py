@@ -105,6 +105,9 @@ def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[st
     assert len(after) == 6
     assert before.items() <= after.items()
     assert sorted(calls) == list(read_bench(bench_folder).names)  # each once
+    (tmp_path / "arm" / f"{FIRST}.mp4").write_bytes(b"")
+    assert run(bench_folder, tmp_path, work=work).complete
+    assert calls[6:] == [FIRST]
     (bench_folder / FIRST / "prompt.txt").write_text("something else")
     assert run(bench_folder, tmp_path).stale == (FIRST,)
 
