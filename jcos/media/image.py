@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from jcos.config import ImageMode, VaeConfig, WanConfig
+from jcos.config import ImageMode, PixelCodec, VaeConfig, WanConfig
 from jcos.files import any_path, fetched
 from jcos.variants import Profile
 
@@ -111,9 +111,12 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
 
 def first_frame(
     picture: Picture, config: WanConfig, profile: Profile | None, height: int, width: int
-) -> tuple[Frame, Float32[np.ndarray, "side side 3"] | None]:
+) -> tuple[Frame | Picture, Float32[np.ndarray, "side side 3"] | None]:
     """Return the first frame for a video of about this size, and what the model's image encoder
-    sees of the picture, None where it has no such encoder."""
+    sees of the picture, None where it has no such encoder. The small model takes a picture of its
+    size as it is."""
+    if isinstance(config.codec, PixelCodec) and picture.shape[:2] == (height, width):
+        return picture, None
     frame, vision = prepare(picture, rule_for(config, profile), height, width), config.vision
     return frame, vision and for_encoder(picture, frame, vision.size, profile)
 

@@ -117,6 +117,13 @@ def test_models_without_a_rule(config, reason):
         image.rule_for(config)
 
 
+def test_the_small_model_takes_a_picture_of_its_size_as_it_is():
+    picture = np.zeros((20, 20, 3), np.uint8)
+    assert image.first_frame(picture, toy(), None, 20, 20) == (picture, None)
+    with pytest.raises(ValueError, match="20 × 20"):
+        image.first_frame(picture[1:], toy(), None, 20, 20)
+
+
 @pytest.mark.parametrize(
     ("config", "profile", "shape", "asked", "reason"),
     [
