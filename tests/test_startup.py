@@ -36,6 +36,7 @@ WORDS = [
     (2, "jcos.cli", "generate", "none", "--prompt", "x"),
     (2, "jcos.cli", "sample", "maze", "--out", "gs://bucket/out"),
     (2, "jcos.cli", "report", "none"),
+    (2, "jcos.cli", "bench", "run", "vbvr_base", "--samples", "docs", "--ray", "--address", "auto"),
     (2, "jcos.cli", "plan", "--model", "jcos-tiny", "--topology", "h2000:8"),
     (0, "convert.__main__", "--help"),
     (2, "convert.__main__", ".", "hf://bucket/out"),

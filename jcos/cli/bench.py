@@ -1,6 +1,7 @@
 """`jcos bench`: run, score, export."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -85,6 +86,11 @@ class Run(OnMesh, Command):
             raise ValueError("--scalars and --trace-profile watch this process; --ray makes others")
         if self.address is not None and not self.ray:
             raise ValueError("--address is of a Ray cluster: give --ray, too")
+        if self.address is not None and not re.fullmatch("[^/]+:[0-9]+", self.address):
+            raise ValueError(
+                f"address is {self.address!r}; it is HOST:PORT as `ray start --head` says it, "
+                "without ray://"
+            )
 
     def run(self) -> None:
         with self.at_work():

@@ -75,6 +75,7 @@ def test_lost_actors_are_started_again(tmp_path, monkeypatch, refused) -> None:
         (("--ray", "--address", "localhost:SILENT"), "(what answers is something else)"),
         (("--address", "localhost:1"), "give --ray, too"),
         (("--ray", "--address", "here"), "it is HOST:PORT"),
+        (("--ray", "--address", "ray://localhost:10001"), "without ray://"),
         (("--ray", "--address", "localhost:PORT"), "no Ray cluster answers at localhost:"),
         (("--shard", "3/2"), "shard is '3/2'; it is I/N with I below N"),
     ],
