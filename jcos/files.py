@@ -265,6 +265,22 @@ def write(path: Path, content: bytes | str, *, shared: bool = False) -> None:
         part.write_bytes(data)
 
 
+def write_or_keep(path: Path, content: bytes) -> None:
+    """Write a file that took hours. Raises OSError where a bucket does not take it, and names the
+    temporary file that holds it."""
+    try:
+        write(path, content)
+    except OSError as error:
+        if not is_remote(path):
+            raise
+        kept = Path(tempfile.mkdtemp(prefix="jcos-")) / path.name
+        kept.write_bytes(content)
+        raise OSError(
+            f"{path} cannot be written: {_why(error, path)}. It is {kept}: copy it there, and "
+            "repeat the command"
+        ) from None
+
+
 @contextlib.contextmanager
 def reserved(folder: Path, size: int) -> Iterator[None]:
     """Hold `size` bytes of a folder's disk, in a file without a name.

@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 from jcos import generation, loop, runs, wan
 from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import memory, mesh, sharding
-from jcos.files import any_path, check_room, write
+from jcos.files import any_path, check_room, write, write_or_keep
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
@@ -279,7 +279,7 @@ def run(
             seconds = round(time.monotonic() - start, 1)
             del model
         if first_host:
-            write(out / LATENTS, save(results))
+            write_or_keep(out / LATENTS, save(results))
             manifest |= {"seconds": seconds, "date": runs.now()}
             write(out / runs.MANIFEST, runs.as_text(manifest))
         if untraced and whole is not None:  # last: latents outlive a trace that cannot be written

@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from convert.stream import Job, convert
 from convert.work import Work
 from jcos import cli, runs
 from jcos.bench.export import export
-from jcos.files import any_path, sizes, visible
+from jcos.files import any_path, sizes, visible, write_or_keep
 from jcos.lab import results
 from jcos.media.formats import read_mp4
 from jcos.model.text import UMT5, cached
@@ -108,6 +109,7 @@ def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) ->
     assert f"{bucket[:2]}://no/x cannot be written: there is no bucket no" in found["nowhere"]
     assert "there is no bucket no" in found["unread"]
     assert f"{bucket}/denied cannot be written: Access Denied" in found["denied"]
+    assert found["kept"] == "hours"
     assert f"{bucket} is a whole bucket; name a folder in it" in found["whole"]
     assert found["left"] == []
     if bucket.startswith("gs"):
@@ -194,6 +196,11 @@ def way(place: str, folder: Path) -> dict[str, Any]:
         denied = Mock(side_effect=PermissionError(errno.EACCES, "Access Denied"))
         patched.setattr(fsspec_backend.fs(place), "pipe_file", denied)
         found["denied"] = refused("generate", f"{place}/drawn", *given, "--out", f"{place}/denied")
+        patched.setattr(fsspec_backend.fs(place), "put_file", denied)
+        with pytest.raises(OSError, match=r"Access Denied.* It is /.*/lost: copy it") as error:
+            write_or_keep(bucket / "lost", b"hours")
+        kept = re.findall("/[^ ]*/lost(?=:)", str(error.value))
+        found["kept"] = Path(kept[0]).read_text()
     return found
 
 
