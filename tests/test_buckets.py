@@ -101,6 +101,7 @@ def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) ->
     shutil.copy(tokenizer, tmp_path)
     found = find(bucket, str(tmp_path), module="tests.test_buckets")
     assert found["weights"]
+    assert found["copied"]
     assert found["latents"] == [1, 5, 32, 32, 12]
     assert found["film"] == [5, 64, 64, 3]
     assert found["trace"] == [1, 2]
@@ -168,6 +169,9 @@ def way(place: str, folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
 
     save(bucket / "drawn", TEXT_ALONE, randomised(TEXT_ALONE), {})
+    save(folder / "disk", TEXT_ALONE, randomised(TEXT_ALONE), {})
+    (bucket / "copied").upload(folder / "disk")
+    found["copied"] = len(jax.tree.leaves(jcos.load(f"{place}/copied"))) > 0
     given = ("--prompt", "left", "--steps", 2, "--frames", 5, "--size", "64x64")
     video = ("--out", f"{place}/video")
     command("generate", f"{place}/drawn", *given, "--trace", *video)

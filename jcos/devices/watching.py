@@ -62,8 +62,9 @@ def step_done(results: Any, forwards: int) -> None:
 @contextlib.contextmanager
 def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
     file, start, written, events, run = folder / SCALARS, time.monotonic(), 0.0, None, None
-    lines = file.read_text() if file.exists() else ""
+    lines = files.read_text(file) if file.exists() else ""
     number = before = lines.count("\n")
+    lines = lines if files.is_remote(folder) else ""  # which cannot be added to
     if find_spec("tensorboardX") and not files.is_remote(folder):
         from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
 
@@ -74,8 +75,14 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
         run = wandb.init(project=project)
 
     def save() -> None:
+        nonlocal lines
         try:
-            files.write(file, lines)
+            if files.is_remote(folder):
+                return files.write(file, lines)
+            folder.mkdir(parents=True, exist_ok=True)
+            with file.open("a") as out:  # other processes may do so, too
+                out.write(lines)
+            lines = ""
         except OSError as error:  # which shall not end a run of hours
             warnings.warn(f"{file} is not up to date: {error}", stacklevel=2)
 
@@ -97,7 +104,7 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
     try:
         yield write
     finally:
-        if number > before:
+        if number > before and lines:
             save()
         if events:
             events.close()
@@ -137,9 +144,9 @@ def _profile(folder: Path) -> Iterator[Callable[[int], None]]:
         finally:
             if 0 < done <= PROFILED:
                 end()
-            if done < 2:
-                warnings.warn(
-                    f"{folder} has no profile of a step: there were {done}, and the first is left "
-                    "out, since it is compiled while it runs",
-                    stacklevel=2,
-                )
+        if done <= PROFILED:
+            warnings.warn(
+                f"{folder} has a profile of {max(0, done - 1)} step(s), not {PROFILED}: there were "
+                f"{done}, and the first is left out, since it is compiled while it runs",
+                stacklevel=2,
+            )

@@ -53,10 +53,13 @@ def kept_in(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Keep what sweeps compute in a folder, and take from it what an earlier run has computed.
 
     settings: what decides the results. Raises ValueError where it was computed with other settings,
-    weights, versions or code.
+    weights, versions or code, or nothing says with which.
     """
     about = dict(settings) | {"versions": runs.versions(), "code": _code()}
-    if (there := runs.read(folder / runs.MANIFEST)) is not None:
+    there = files.read_json(folder / runs.MANIFEST)
+    if not there and any(p.name != runs.MANIFEST for p in files.visible(folder)):
+        raise ValueError(f"{folder} holds part of a run, but no whole {runs.MANIFEST}: remove it")
+    if there:
         remedy = "remove it, or finish it with the code and settings it was begun with"
         runs.check_same(folder, there, about, remedy)
     elif sharding.is_first_host():

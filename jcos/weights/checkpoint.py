@@ -34,6 +34,7 @@ from jcos.weights import single
 from jcos.weights.faults import listed, readable
 
 MANIFEST = "jcos.json"
+COMPLETE = "commit_success.txt"
 FORMATS = (1, 2)
 HASHED = 1_000_000_000
 """Bytes of a folder up to which every hash is checked when it is opened; sizes always are."""
@@ -239,6 +240,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     else:
         places = {name: folder / name for name in files}
         there = {name: p.stat().st_size for name, p in places.items() if p.is_file()}
+    if str(folder).startswith("gs:"):  # where Orbax asks for a note
+        for part in manifest.get("parts", ["."]):
+            note = (Path("weights") / part / COMPLETE).as_posix()
+            if note not in there:
+                raise CheckpointError(f"{folder} is incomplete: add an empty file {note}")
     hashed = not is_remote(folder) and sum(size for size, _ in files.values()) < HASHED
     for name, (size, digest) in files.items():
         if name not in there:
@@ -364,10 +370,10 @@ def quiet_orbax():
 
 
 def _forget_place(folder: Path) -> None:
-    """Remove Orbax's note of where it wrote, which is not where the folder will be; in a bucket the
-    note says that all is there."""
+    """Empty Orbax's note of where it wrote, which is not where the folder will be; in gs:// Orbax
+    asks for the note."""
     if not is_remote(folder):
-        (folder / "commit_success.txt").unlink(missing_ok=True)
+        (folder / COMPLETE).write_bytes(b"")
 
 
 def _digest(path: Path) -> list[Any]:

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 import jax.numpy as jnp
 import pytest
 
-from jcos import files
 from jcos.devices import watching
 
 
@@ -40,7 +39,7 @@ def test_every_step_is_a_line(tmp_path, monkeypatch) -> None:
 
 
 def test_scalars_that_cannot_be_written_end_no_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(files, "write", Mock(side_effect=TimeoutError("no answer")))
+    monkeypatch.setattr(Path, "open", Mock(side_effect=TimeoutError("no answer")))
     warned = pytest.warns(UserWarning, match="scalars.jsonl.*no answer")
     with warned, watching.watched(tmp_path):
         watching.step_done(jnp.zeros(3), 1)
@@ -50,12 +49,21 @@ def test_the_steps_after_the_first_are_profiled(tmp_path: Path) -> None:
     with watching.watched(profile=tmp_path):
         watching.step_done(jnp.zeros(3), 1)
         assert not list(tmp_path.rglob("*.xplane.pb"))
-        watching.step_done(jnp.zeros(3) + 1, 1)
+        for _ in range(watching.PROFILED):
+            watching.step_done(jnp.zeros(3) + 1, 1)
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("steps", [0, 1, 3])
 def test_too_few_steps_for_a_profile_are_said(steps: int, tmp_path: Path) -> None:
-    said = f"no profile of a step: there were {steps}"
+    said = f"not 3: there were {steps}"
     with pytest.warns(UserWarning, match=said), watching.watched(profile=tmp_path):
         any(watching.step_done(jnp.zeros(3), 1) for _ in range(steps))
+
+
+def test_processes_share_a_file(tmp_path: Path) -> None:
+    with watching.watched(tmp_path), watching._scalars(tmp_path) as other:
+        for _ in range(2):
+            watching.step_done(jnp.zeros(3), 1)
+            other(1)
+    assert len((tmp_path / watching.SCALARS).read_text().splitlines()) == 4

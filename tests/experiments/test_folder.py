@@ -238,6 +238,12 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert not folder.exists()
     chunks = sorted((tmp_path / ".ends.unfinished").glob("*.npz"))
     assert len(chunks) == 4
+    manifest = chunks[0].with_name("run.json")
+    settings = manifest.read_bytes()
+    manifest.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"ends\.unfinished holds .*remove it"):
+        done(Ends(puzzles=3), folder)
+    manifest.write_bytes(settings)
     whole = chunks[0].read_bytes()
     chunks[0].write_bytes(whole[:100])
     chunks[1].write_bytes(whole[:500] + b"damaged" + whole[507:])
