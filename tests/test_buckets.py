@@ -115,6 +115,7 @@ def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) ->
     assert found["left"] == []
     if bucket.startswith("gs"):
         assert found["steps"] == 2
+        assert "add an empty file weights/commit_success.txt" in found["older"]
         assert found["score"] == [1.0]
         assert found["text"]
         assert "has no axis 'time'" in found["plan"]
@@ -172,6 +173,15 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     save(folder / "disk", TEXT_ALONE, randomised(TEXT_ALONE), {})
     (bucket / "copied").upload(folder / "disk")
     found["copied"] = len(jax.tree.leaves(jcos.load(f"{place}/copied"))) > 0
+    about = bucket / "copied" / "jcos.json"  # of an earlier version, which left no note
+    listed = json.loads(about.read_text())
+    del listed["files"]["weights/commit_success.txt"]
+    about.write_text(json.dumps(listed))
+    (bucket / "copied" / "weights" / "commit_success.txt").unlink()
+    try:
+        jcos.load(f"{place}/copied")
+    except ValueError as error:
+        found["older"] = str(error)
     given = ("--prompt", "left", "--steps", 2, "--frames", 5, "--size", "64x64")
     video = ("--out", f"{place}/video")
     command("generate", f"{place}/drawn", *given, "--trace", *video)
