@@ -51,6 +51,16 @@ SERVER = (
 )
 GCS = ("gcp_storage_emulator.server", "create_server")
 S3 = ("moto.server", "ThreadedMotoServer")
+GENERATIONS = """
+from gcp_storage_emulator.handlers import objects
+def download(request, response, storage, plain=objects.download, **named):
+    plain(request, response, storage, **named)
+    if response.status < 300:
+        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = found["generation"]
+objects.download = download
+"""
+"""What the emulator leaves out, and tensorstore needs where it writes a manifest twice."""
 PORTS = {"gs": "server._api._httpd.server_port", "s3": "server.get_host_and_port()[1]"}
 
 
@@ -75,6 +85,7 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     if scheme == "s3":
         options = '"localhost", 0, verbose=False'
     words = SERVER.format(*(GCS if scheme == "gs" else S3), options)
+    words = GENERATIONS * (scheme == "gs") + words
     words += f"\nprint({PORTS[scheme]}, flush=True)\ntime.sleep(600)"
     with pytest.MonkeyPatch.context() as patched:
         command = [sys.executable, "-c", words]
