@@ -47,7 +47,8 @@ TEXT_ALONE = dataclasses.replace(
 )
 
 SERVER = (
-    "import time\nfrom {} import {} as make\nserver = make({})\nserver.start()\ntime.sleep(0.2)"
+    "import socketserver, time\nsocketserver.StreamRequestHandler.disable_nagle_algorithm = True\n"
+    "from {} import {} as make\nserver = make({})\nserver.start()\ntime.sleep(0.2)"
 )
 GCS = ("gcp_storage_emulator.server", "create_server")
 S3 = ("moto.server", "ThreadedMotoServer")
