@@ -183,13 +183,14 @@ def way(place: str, folder: Path) -> dict[str, Any]:
 
     save(bucket / "drawn", TEXT_ALONE, randomised(TEXT_ALONE), {})
     save(folder / "disk", TEXT_ALONE, randomised(TEXT_ALONE), {})
-    (bucket / "copied").upload(folder / "disk")
+    copied: Any = bucket / "copied"
+    copied.upload(folder / "disk")
     found["copied"] = len(jax.tree.leaves(jcos.load(f"{place}/copied"))) > 0
-    about = bucket / "copied" / "jcos.json"  # of an earlier version, which left no note
+    about = copied / "jcos.json"  # of an earlier version, which left no note
     listed = json.loads(about.read_text())
     del listed["files"]["weights/commit_success.txt"]
     about.write_text(json.dumps(listed))
-    (bucket / "copied" / "weights" / "commit_success.txt").unlink()
+    (copied / "weights" / "commit_success.txt").unlink()
     try:
         jcos.load(f"{place}/copied")
     except ValueError as error:
