@@ -1,6 +1,5 @@
 """The `jcos` command, as far as it can be without the packages of the laboratory."""
 
-import _thread
 import contextlib
 import importlib
 import importlib.util
@@ -42,7 +41,8 @@ def _lost(what: Any) -> None:
     """Repeat a Ctrl-C that came in a callback (jax has one of garbage collection), which raises
     nothing."""
     if what.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main).start()
+        again = threading.main_thread().ident, signal.SIGINT  # a real one, which wakes a sleeper
+        threading.Timer(0.1, signal.pthread_kill, again).start()
     else:
         sys.__unraisablehook__(what)
 
