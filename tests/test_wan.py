@@ -267,6 +267,7 @@ def test_seeds_may_stand_in_a_sweep():
         generation.generate(model, condition, noise="numpy")
 
 
+@pytest.mark.slow
 def test_bfloat16_latents_are_rounded_after_every_step():
     model = released("ti2v")
     numerics = dataclasses.replace(model.config.numerics, latents="bfloat16")

@@ -194,6 +194,7 @@ def test_clips_are_swapped_in_pairs(model: Wan, on_clips, tmp_path: Path) -> Non
         Swap(clips=clips_file(tmp_path, frames=5, count=1), sampling=SHORT).run(model)
 
 
+@pytest.mark.slow
 def test_clips_become_the_originals_condition(model: Wan, clips: Path) -> None:
     samples = Samples.of_clips(model, clips)
     want = np.moveaxis(load_golden("loops/i2v_unipc6")["in.y"], 0, -1)

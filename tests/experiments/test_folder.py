@@ -268,6 +268,7 @@ def test_what_is_no_sweep_is_kept_too(
     assert np.isfinite(results.load(tmp_path / "killed" / "results.nc")["size"]).all()
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
     done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ class Broken(Probe):
         return jnp.where(here, jnp.nan, tokens), ()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_named_at_once(small_model: Wan, runs: Condition) -> None:
     """Not after all the others were computed, and with its block."""
     calls = []

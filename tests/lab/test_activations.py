@@ -61,6 +61,7 @@ def test_what_is_stored_is_what_a_probe_observes(folder, small_model, conditions
             assert data["noise"].values.tolist() == [SEEDS[puzzle]]
 
 
+@pytest.mark.slow
 def test_axes_have_names_and_places_can_be_chosen(folder) -> None:
     data = activations.load(folder, layer=1, step=3)
     assert data.sizes == {"puzzle": 3, "seed": 2, "token": 3, "channel": 32}

@@ -42,6 +42,7 @@ def test_a_planted_dictionary_is_recovered(learned) -> None:
     assert left == pytest.approx(log.loss[-50:].mean(), abs=0.03)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_is_the_same(learned, tmp_path: Path) -> None:
     _, found, _, x = learned
     found.save(tmp_path / "a.safetensors")

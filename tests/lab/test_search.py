@@ -403,6 +403,7 @@ def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) ->
         run(model, condition, method, keep=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "first"),
     [(np.int64(3), [3, 3]), (np.arange(2), [0, 1]), ((2**63 - 1, 2**63), [2**63 - 1, 2**63])],
@@ -413,6 +414,7 @@ def test_seeds_are_any_integers_and_stay_exact(model, worlds, seed, first) -> No
     assert all(0 <= chosen - one <= 1 for chosen, one in zip(result.seed, first, strict=True))
 
 
+@pytest.mark.slow
 def test_going_back_makes_steps_again(model, condition) -> None:
     row = Row(step=2, judge="listed", keep=1, copies=2, copy="renoise", strength=1.0, back=0)
     method = Method(rows=(row, Row(step=-1, judge="listed")), seeds=2)
@@ -423,6 +425,7 @@ def test_going_back_makes_steps_again(model, condition) -> None:
     assert result.cost.forwards.tolist() == [12]
 
 
+@pytest.mark.slow
 def test_rows_that_go_back_draw_other_noise_each_all_of_it_at_the_end(model, condition) -> None:
     def last(*steps: int, strength: float) -> list[np.ndarray]:
         change: dict[str, Any] = {"copy": "renoise", "strength": strength, "back": -1}
@@ -436,6 +439,7 @@ def test_rows_that_go_back_draw_other_noise_each_all_of_it_at_the_end(model, con
     np.testing.assert_allclose(half[-1], whole[-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
     def apart(spread: float) -> float:
         method = Method(rows=(Row(step=0, judge="listed", keep=4),), seeds=4, spread=spread)

@@ -84,6 +84,7 @@ def test_velocity_and_every_block_equal_the_original_dit(golden, name, i):
         assert relative(tokens, arrays[f"trace.block_{layer:02d}"][i, :count]) <= 2e-6
 
 
+@pytest.mark.slow
 def test_a_clean_first_frame_equals_the_original_dit(golden):
     """Two timesteps as two rows of the embedding, without an array of six rows per token."""
     arrays, model = golden("dit/ti2v_a"), original_dit("ti2v")

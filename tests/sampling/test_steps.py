@@ -71,6 +71,7 @@ def test_a_state_goes_on_in_another_process(model, condition, tmp_path) -> None:
     close(to_the_end(runs), np.load(tmp_path / "x.npy"))
 
 
+@pytest.mark.slow
 def test_branches_part_where_something_draws_from_their_keys(model, condition) -> None:
     before = Noise.at_steps(STEPS, FRAMES, [0], strength=0.5)
 

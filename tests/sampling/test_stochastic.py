@@ -114,6 +114,7 @@ def test_another_solver_brings_its_noise() -> None:
 CPS = CONFIG.sampling_with(solver="cps", eta=0.7)
 
 
+@pytest.mark.slow
 def test_copies_part(model, condition) -> None:
     runs = steps(model, condition, 0, sampling=CPS)
     next(runs).branch(2)

@@ -167,6 +167,7 @@ def test_ensemble_of_one_branch_leaves_the_other(model, condition) -> None:
     assert float(jnp.abs(b - plain).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Condition) -> None:
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [1])
     plain, patched = (generate(model, worlds, probe=p) for p in (None, swap))
@@ -178,6 +179,7 @@ def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Cond
     assert float(jnp.abs(partly.x0[0] - patched.x0[0]).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_one_compile_serves_every_mask(model: Wan, condition: trajectory.Condition) -> None:
     traces = 0
 
@@ -212,6 +214,7 @@ def test_seeds_and_schedules_do_not_recompile(model: Wan, condition: trajectory.
     assert compiled() == before
 
 
+@pytest.mark.slow
 def test_guidance_of_one_is_no_guidance(model: Wan, condition: trajectory.Condition) -> None:
     sampling = Sampling(steps=STEPS, shift=3.0, guidance=(1.0,))
     close(

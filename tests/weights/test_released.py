@@ -82,6 +82,7 @@ def test_every_leaf_equals_the_tensors_of_the_release(folder):
     assert_equal(loaded(folder), expected(folder))
 
 
+@pytest.mark.slow
 def test_the_layout_of_diffusers_gives_the_same_leaves(diffusers):
     original, renamed = open_released(I2V), open_released(diffusers)
     assert_equal(loaded(diffusers), expected(I2V))
