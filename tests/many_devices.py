@@ -90,8 +90,9 @@ def hosts(*words: object, devices: int = 4) -> Iterator[list[subprocess.Popen[st
     try:
         yield processes
     finally:
-        for process in processes:
+        for process in processes:  # all of them, before one can tell that another is gone
             process.kill()
+        for process in processes:
             process.communicate()  # closes its pipes
 
 
