@@ -273,10 +273,10 @@ def write_or_keep(path: Path, content: bytes) -> None:
     except OSError as error:
         if not is_remote(path):
             raise
-        kept = Path(tempfile.mkdtemp(prefix="jcos-")) / path.name
-        kept.write_bytes(content)
+        local = Path(tempfile.mkdtemp(prefix="jcos-")) / path.name
+        local.write_bytes(content)
         raise OSError(
-            f"{path} cannot be written: {_why(error, path)}. It is {kept}: copy it there, and "
+            f"{path} cannot be written: {_why(error, path)}. It is {local}: copy it there, and "
             "repeat the command"
         ) from None
 

@@ -99,9 +99,9 @@ def check_same(
     if differ:
         shown = ([words for words in differ if "…" not in words] or differ)[:SHOWN]
         more = [f"{len(differ) - len(shown)} more"] if len(differ) > len(shown) else []
-        told = "; ".join(shown + more)
+        differences = "; ".join(shown + more)
         raise ValueError(
-            f"{folder} holds a run with other settings ({told}){_maker(found)}: {remedy}"
+            f"{folder} holds a run with other settings ({differences}){_maker(found)}: {remedy}"
         )
 
 

@@ -111,8 +111,8 @@ def fit(
     idle, log = jnp.zeros(features, jnp.int32), []
     for step in range(steps):
         batch = first if step == 0 else jnp.asarray(next(batches))
-        dictionary, state, idle, told = _update(dictionary, state, idle, batch, rates[step])
-        log.append(told)
+        dictionary, state, idle, losses = _update(dictionary, state, idle, batch, rates[step])
+        log.append(losses)
         if step % 50 == 0:
             progress("training a dictionary", step, steps)
     progress("training a dictionary", steps, steps)
